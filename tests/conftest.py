@@ -1,0 +1,59 @@
+"Every test: offline, its own runs root, one thread for torch in this process and in those it starts."
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", HF_HUB_DISABLE_TELEMETRY="1", MPLBACKEND="agg")   # before anything imports torch
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/".ci"))   # check.py, docs.py and install.py are tested here too
+
+
+@pytest.fixture(autouse=True)
+def runs_root(tmp_path_factory, monkeypatch):
+    "A runs root of this test's own, named by GEONB_RUNS."
+    root = tmp_path_factory.mktemp("runs")
+    monkeypatch.setenv("GEONB_RUNS", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def root():
+    "The checkout."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def geonb_data():
+    "The folder GEONB_DATA names; tests of real images are skipped without it."
+    folder = os.environ.get("GEONB_DATA")
+    if not folder: pytest.skip("GEONB_DATA names no folder with real images")
+    if not Path(folder).is_dir(): pytest.skip(f"GEONB_DATA={folder!r} is not a folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "Path of a Chromium: GEONB_CHROMIUM, or one on PATH; browser tests are skipped without it."
+    found = os.environ.get("GEONB_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found: pytest.skip("no Chromium on PATH and GEONB_CHROMIUM is not set")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory):
+    "Runs a run notebook's cells in a fork of a warm process (see conformance.py)."
+    import warm
+    w = warm.Warm(Path(__file__).with_name("conformance.py"), tmp_path_factory.mktemp("cells")); yield w
+    w.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "torch on one thread for a module whose results are compared to the last bit."
+    import torch
+    before = torch.get_num_threads(); torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
