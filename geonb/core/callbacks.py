@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Callback', 'Guard', 'diagnosis', 'WeightAverage', 'Best', 'Logs', 'table_image', 'progress_style', 'batch_parent',
-           'Progress', 'headline', 'Saver', 'usual_callbacks']
+           'Progress', 'headline', 'Frames', 'outcome', 'Saver', 'usual_callbacks']
 
 # %% ../../nbs/api/core/09_callbacks.ipynb #1dccbf6f
 import copy
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from .atomic import write_json
 from .errors import GeonbError, Interrupted
 from .run import number_events, writing
-from .training import as_laid, put_tensors, restore_task, task_state, tensors_of
+from .training import Task, as_laid, put_tensors, restore_task, task_state, tensors_of
 
 # %% ../../nbs/api/core/09_callbacks.ipynb #aeb3cd4f
 class Callback:
@@ -201,7 +201,7 @@ class Progress(Callback):
     def after_batch(self, t):
         if self.style == "bar" and time.perf_counter() - self.shown > .25: self.draw(t)
     def after_epoch(self, t):
-        self.text = " · ".join(f"{k} {v:.4g}" for k, v in headline(t.history[-1]).items())
+        self.text = " · ".join(f"{k} {v:.5g}" for k, v in headline(t.history[-1], t.task.watched).items())
         if self.style == "lines": print(f"epoch {t.total_epoch}/{t.epochs} · {self.text} · {self.left(t)}", flush=True)
         elif self.style == "bar": self.draw(t)
     def left(self, t):
@@ -213,16 +213,52 @@ class Progress(Callback):
         from IPython.display import HTML, display
         self.shown, part = time.perf_counter(), min(t.step/max(t.epochs*t.steps, 1), 1)
         loss = [f"loss {t.sums['loss/total']/t.count:.4g}"] if t.count else []
-        seen = [f"{k} {v:.4g}" for k, v in headline(t.history[-1]).items() if k != "loss/total"] if t.history else []
+        measured = next((r for r in reversed(t.history) if len(headline(r, t.task.watched)) > 1), {})   # an expensive evaluation may be some epochs old
+        seen = [f"{k} {v:.5g}" for k, v in headline(measured, t.task.watched).items() if k != "loss/total"]
         text = " · ".join([f"epoch {min(t.total_epoch + 1, t.epochs)}/{t.epochs}", *loss, *seen, self.left(t)])
         page = HTML(f'<div class="geonb-progress"><progress value="{part:.4f}" max="1" style="width:16em"></progress> {text}</div>')
         if self.handle is None: self.handle = display(page, display_id=True)
         else: self.handle.update(page)
 
-def headline(row):
+def headline(
+    row: dict,                # of the history
+    watched=Task.watched,     # beginnings of names
+) -> dict:                    # loss and at most two of them
     "The two or three numbers of a row that a person watches."
-    best = [k for k in row if k.startswith(("val/accuracy", "ema/val/accuracy", "val/loss", "val/error"))]
+    best = [k for k in row if k.startswith(tuple(watched))]
     return {k: row[k] for k in ["loss/total", *best[:2]] if k in row}
+
+# %% ../../nbs/api/core/09_callbacks.ipynb #362c362a
+class Frames(Callback):
+    "Keeps a picture of the task after each epoch, at most `2*most` while training; `chosen` gives at most `most`."
+    order = 65
+    def __init__(self, most=60): self.most, self.stride, self.frames = most, 1, []
+    def state(self): return {"stride": self.stride, "frames": self.frames}
+    def load_state(self, s): self.stride, self.frames = s["stride"], s["frames"]
+    def frame(self, t, row): "What to keep of this moment (a dict), or None; `row` is the epoch's history, {} before training."; raise NotImplementedError
+    def record(self, t, epoch, row):
+        "Keep one frame under its epoch."
+        f = self.frame(t, row)
+        if f is not None: self.frames.append({"epoch": epoch, **f})
+    def on_stage(self, t):
+        if not self.frames: self.record(t, 0, {})
+    def after_epoch(self, t):
+        last = t.total_epoch == t.epochs
+        if t.total_epoch % self.stride == 0 or last or t.stop: self.record(t, t.total_epoch, t.history[-1])
+        if len(self.frames) > 2*self.most: self.stride *= 2; self.frames = [f for f in self.frames if f["epoch"] % self.stride == 0]
+    def chosen(self):
+        "At most `most` frames, evenly spread, first and last included."
+        n = len(self.frames); k = min(self.most, n)
+        return [self.frames[i] for i in sorted({round(j*(n - 1)/max(k - 1, 1)) for j in range(k)})]
+
+# %% ../../nbs/api/core/09_callbacks.ipynb #48807bb2
+def outcome(
+    t,       # `Trainer` after `fit`, with a `Best`
+) -> tuple:  # (chosen: epoch, weights, metric, value; counters: steps, skips, rollbacks, train_seconds)
+    "Which epoch was kept and why; how many steps it took."
+    best = next(c for c in t.callbacks if isinstance(c, Best))
+    return ({"epoch": best.epoch, "weights": best.which, "metric": best.metric, "value": best.value},
+            {"steps": t.step, "skips": t.skips, "rollbacks": t.rollbacks, "train_seconds": round(sum(r["seconds"] for r in t.history), 2)})
 
 # %% ../../nbs/api/core/09_callbacks.ipynb #51cbea92
 class Saver(Callback):

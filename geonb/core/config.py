@@ -148,9 +148,11 @@ def identity(
 # %% ../../nbs/api/core/04_config.ipynb #9984a7b3
 LABORATORIES = {  # laboratory -> its module
     "pentachora": "geonb.pentachora",
+    "ternary": "geonb.ternary",
 }
 RUNS = {          # run notebook -> where its parameter model is
     "train_pentachora": "geonb.pentachora.config:TrainPentachora",
+    "train_ternary_v5_5": "geonb.ternary.config:TrainTernaryV5_5",
 }
 
 def run_config(

@@ -180,7 +180,8 @@ def public_parameters(
 ) -> dict:               # what a bundle may tell
     "Parameters without those that only concern this machine; of an absolute path only the file name stays."
     out = {k: v for k, v in config.model_dump(mode="json").items() if k not in config.transparent}
-    if isinstance(out.get("dataset"), str) and (out["dataset"].startswith(("/", "~")) or Path(out["dataset"]).is_absolute()): out["dataset"] = Path(out["dataset"]).name
+    for k in ("dataset", "start"):   # the two that may be paths
+        if isinstance(out.get(k), str) and (out[k].startswith(("/", "~")) or Path(out[k]).is_absolute()): out[k] = Path(out[k]).name
     return out
 
 def announce(run):

@@ -31,6 +31,7 @@ class Task:
     patience = 0        # epochs without improvement before training stops; 0: never
     ema_decay = 0.0     # average of the weights, evaluated beside them; 0: none
     callbacks = ()      # the task's own, beside the usual ones
+    watched = ("val/accuracy", "ema/val/accuracy", "val/loss", "val/error")   # beginnings of the names a person watches while it runs
     precision = "fp32"  # or "bf16": autocast in `loss`
     def __init__(self): self.modules, self.optimisers, self.schedules, self.streams, self.weights, self.noted = {}, {}, {}, {}, {}, {}   # `noted`: name -> number of a batch, averaged into train/<name>
     def loss(self, batches): "{name: batch dict} -> {term: scalar tensor}, unweighted; `weights` scale them."; raise NotImplementedError

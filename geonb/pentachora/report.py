@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..core.atomic import read_json
-from ..core.callbacks import Best
+from ..core.callbacks import outcome
 from .anatomy import branch_usage, class_mean_cosine, geometry_report, latency, pair_redundancy, parameter_counts, usage
 from .bands import grating_response
 from .diagnostics import classification_report, confidence_scores, rejection_report, routing_histograms, worst_confusions, worst_pairs
@@ -88,10 +88,9 @@ def measure(
     t,      # the `Trainer` that `fit` returned
 ) -> Report:
     "Use the test part, once, with the weights chosen on validation."
-    best = next(c for c in t.callbacks if isinstance(c, Best)); out = task.collect(task.test)
-    counters = {"steps": t.step, "skips": t.skips, "rollbacks": t.rollbacks, "repaired": task.repaired, "train_seconds": round(sum(r["seconds"] for r in t.history), 2)}
-    return Report(task.images.name, task.spec.class_names, t.history, {"epoch": best.epoch, "weights": best.which, "metric": best.metric, "value": best.value}, examine(task, out),
-                  out["logits"].astype(np.float32), out["labels"], task.path.arrays() if task.shaped else {}, counters)
+    (chosen, counters), out = outcome(t), task.collect(task.test)
+    return Report(task.images.name, task.spec.class_names, t.history, chosen, examine(task, out), out["logits"].astype(np.float32), out["labels"],
+                  task.path.arrays() if task.shaped else {}, counters | {"repaired": task.repaired})
 
 # %% ../../nbs/api/pentachora/23_report.ipynb #cb5a9349
 def read(

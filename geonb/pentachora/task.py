@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.callbacks import Callback
+from ..core.callbacks import Frames
 from ..core.seeds import torch_stream
 from ..core.training import Stage, Task
 from ..data.augment import augment_for
@@ -20,7 +20,8 @@ from .config import TrainPentachora
 from .losses import cross_entropy, dual_infonce, geometry_loss, probe_mse, repair_geometry, rose_target, rose_weighted_infonce, term_weights
 from .model import ModelSpec, build_modules, forward
 from .reweighting import VertexReweighting
-from .schedule import chosen_lr, ema_decay, ramp, warmup_cosine
+from ..core.schedule import ramp, warmup_cosine
+from .schedule import LR_FLOOR, chosen_lr, ema_decay
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #63601ca6
 def model_spec(
@@ -85,7 +86,7 @@ def _optimiser(self:PentachoraTask):
     c = self.config; steps = c.epochs*self.streams["train"].steps
     self.lr = chosen_lr(self.batch_size, c.lr)
     self.optimisers["adamw"] = torch.optim.AdamW(parameter_groups(self.modules, c.weight_decay), lr=self.lr, betas=(.9, .999), fused=True)
-    self.schedules["adamw"] = lambda s, n: warmup_cosine(s, n, self.lr)
+    self.schedules["adamw"] = lambda s, n: warmup_cosine(s, n, self.lr, final=LR_FLOOR)
     self.stages, self.clip, self.patience, self.precision = (Stage("train", c.epochs),), c.clip, c.patience, c.precision
     self.ema_decay = ema_decay(steps) if c.ema else 0.0
 
@@ -148,29 +149,19 @@ def evaluate(self:PentachoraTask):
                                             "model/rho": self.weights["geometry"]/self.config.w_geometry if self.config.w_geometry else 0.0, "model/repaired": self.repaired}
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #c2fb7939
-class VertexPath(Callback):
-    "Records both stacks and a few scalars after each epoch, thinned to at most `2*most` frames while training."
-    order = 65
-    def __init__(self, most=60): self.most, self.stride, self.frames = most, 1, []
-    def state(self): return {"stride": self.stride, "frames": self.frames}
-    def load_state(self, s): self.stride, self.frames = s["stride"], s["frames"]
-    def on_stage(self, t):
-        if not self.frames: self.record(t, 0, {})
-    def after_epoch(self, t):
-        row = t.history[-1]; last = t.total_epoch == t.epochs
-        if t.total_epoch % self.stride == 0 or last or t.stop: self.record(t, t.total_epoch, row)
-        if len(self.frames) > 2*self.most: self.stride *= 2; self.frames = [f for f in self.frames if f["epoch"] % self.stride == 0]
-    def record(self, t, epoch, row):
+class VertexPath(Frames):
+    "Records both stacks and a few scalars after each epoch."
+    def frame(self, t, row):
         con = t.task.modules["constellation"]
-        self.frames.append({"epoch": epoch, "dispatchers": con.dispatchers.detach().cpu().clone(), "specialists": con.specialists.detach().cpu().clone(), "tau": con.tau_r.item(),
-                            "lam": t.task.modules["encoder"].opinion._lambda_raw.sigmoid().item(), "gate": row.get("model/gate", float("nan")), "accuracy": row.get("val/accuracy", float("nan"))})
+        return {"dispatchers": con.dispatchers.detach().cpu().clone(), "specialists": con.specialists.detach().cpu().clone(), "tau": con.tau_r.item(),
+                "lam": t.task.modules["encoder"].opinion._lambda_raw.sigmoid().item(), "gate": row.get("model/gate", float("nan")), "accuracy": row.get("val/accuracy", float("nan"))}
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #41761781
 @patch
 def arrays(self:VertexPath) -> dict:   # what trajectory.npz holds
     "At most `most` frames as arrays, first and last included."
     from geonb.geometry.simplex import quality
-    pick = np.unique(np.linspace(0, len(self.frames) - 1, min(self.most, len(self.frames))).round().astype(int)); f = [self.frames[i] for i in pick]
+    f = self.chosen()
     d, s = (torch.stack([x[k] for x in f]) for k in ("dispatchers", "specialists"))
     scalars = {k: np.array([x[k] for x in f], dtype=np.float64) for k in ("gate", "lam", "tau", "accuracy")}
     return {"epochs": np.array([x["epoch"] for x in f]), "dispatchers": d.numpy(), "specialists": s.numpy(), "quality_dispatchers": quality(d).numpy(), "quality_specialists": quality(s).numpy(),
