@@ -106,7 +106,8 @@ class Explorer:
     def picture(self, state): raise NotImplementedError      # PNG of one state
     def controls(self): raise NotImplementedError            # field of the state -> its widget
     def dress(self, state): return {}                        # what of the layout goes with the state
-    def opening(self): return self.State()                   # shown by a still before anything was touched
+    def first(self): return self.State()                     # what the controls start from
+    def opening(self): return self.first()                   # shown by a still before anything was touched
     def arrange(self, inputs):
         "The controls in a row that wraps."
         import ipywidgets as w
@@ -122,7 +123,7 @@ def widget(self:Explorer):
     "The shell: controls above one figure that is updated in place; made when first asked for."
     if self._widget is None:
         import ipywidgets as w, plotly.graph_objects as go
-        self.inputs, self.live, self.words, self.problem = self.controls(), go.FigureWidget(self.figure(self.State()).update_layout(title_text=self.title)), w.HTML(), w.HTML()
+        self.inputs, self.live, self.words, self.problem = self.controls(), go.FigureWidget(self.figure(self.first()).update_layout(title_text=self.title)), w.HTML(), w.HTML()
         self._widget = w.VBox([w.HTML(STYLE), self.arrange(self.inputs), self.live, self.words, self.problem])
         self._widget.add_class("geonb-explorer"); self.draw(self.state)
         for one in self.inputs.values(): one.observe(lambda _: self.follow(), "value")
