@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .constellation import vertex_rose
 from ..geometry.simplex import amgm_gap, edge_variation, jitter_degenerate
-from .schedule import ramp
+from ..core.schedule import ramp
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #cbf4721c
 def full_precision(
