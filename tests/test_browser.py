@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from geonb.explorers.coverage import COLOURS, CoverageExplorer, CoverageState
 from geonb.explorers.simplex import SimplexExplorer, SimplexState
 from lab import Lab
 
@@ -15,6 +16,7 @@ def differs(page_data, view, path=""):
     for key, want in view.items():
         have = page_data.get(key)
         if isinstance(want, dict): where = differs(have or {}, want, f"{path}{key}.")
+        elif isinstance(want, str): where = None if have == want else f"{path}{key}: {have} is not {want}"
         elif have is None or len(have) != len(want): where = f"{path}{key} has {have and len(have)} values, not {len(want)}"
         elif isinstance(want[0], str): where = None if have == want else f"{path}{key}: {have[0]} is not {want[0]}"
         else: where = None if np.allclose(have, want, rtol=0, atol=1e-6) else f"{path}{key} is off by {np.abs(np.subtract(have, want)).max():.2g}"
@@ -57,6 +59,29 @@ def test_simplex_explorer(root, chromium, tmp_path, dark):
         assert page.locator(".js-plotly-plot").count() == 1 and not page.locator(".geonb-problem").count()
         assert lab.complaints(page) == []
     assert lab.server.poll() is not None and not lab.private.exists()
+
+
+def test_coverage_explorer(root, chromium, tmp_path):
+    shutil.copy(root/"nbs"/"explorers"/"ternary.ipynb", tmp_path)
+    explorer, shots = CoverageExplorer(root=tmp_path/"runs"), tmp_path/"shots"; shots.mkdir()
+    with Lab(tmp_path, chromium, env={"GEONB_RUNS": str(tmp_path/"runs")}) as lab:
+        page = lab.open("ternary.ipynb"); lab.run_all(page)
+        page.wait_for_selector(".js-plotly-plot .heatmaplayer image", state="attached", timeout=30_000)
+        expect(lab, page, explorer, CoverageState()); page.screenshot(path=shots/"start.png")
+        lab.press(page, "epoch", "ArrowRight", 4); expect(lab, page, explorer, CoverageState(4))
+        lab.select(page, "pathway", "B"); expect(lab, page, explorer, CoverageState(4, "B"))
+        for colour in list(COLOURS)[1:]:
+            lab.select(page, "colour", colour); expect(lab, page, explorer, last := CoverageState(4, "B", colour))
+            assert page.evaluate("() => document.querySelector('.js-plotly-plot').layout.coloraxis.cmax") == pytest.approx(explorer.dress(last)["coloraxis"]["cmax"])
+        lab.select(page, "colour", "correct"); expect(lab, page, explorer, last := CoverageState(4, "B", "correct"))
+        shown = " ".join(page.locator(".geonb-readout").inner_text().split())
+        for name, value in explorer.readout(last): assert f"{name} {value}" in shown
+        box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 11.5 / 243, box["y"] + box["height"] * 4.5 / 81); page.wait_for_selector(".hoverlayer text", timeout=10_000)
+        assert "15633 · −−−−00−0+ · min" in page.locator(".hoverlayer").text_content()
+        page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"); lab.settle(page); page.screenshot(path=shots/"dark.png")
+        lab.press(page, "epoch", "End"); expect(lab, page, explorer, CoverageState(9, "B", "correct"))
+        assert page.locator(".js-plotly-plot").count() == 1 and not page.locator(".geonb-problem").count() and lab.complaints(page) == []
 
 
 def test_a_wrong_bundle_is_a_sentence_in_the_page(chromium, root, tmp_path):

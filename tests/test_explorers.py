@@ -12,6 +12,7 @@ import pytest
 from geonb.core.atomic import sha256, write_json, write_sums
 from geonb.core.config import LABORATORIES
 from geonb.core.errors import CheckFailed, DataMissing, GeonbError, UsageError
+from geonb.explorers.coverage import COLOURS, CoverageExplorer, CoverageState, made_up
 from geonb.explorers.simplex import STACKS, SimplexExplorer, SimplexState, WALK, demonstration
 
 
@@ -227,3 +228,106 @@ def test_unfinished_foreign_incomplete_and_missing_bundles(runs_root, arrays, tm
 def test_papermill_with_a_wrong_bundle_ends_in_the_sentence(root, tmp_path):
     done = subprocess.run([sys.executable, "-m", "papermill", str(root/"nbs"/"explorers"/"simplex.ipynb"), str(tmp_path/"out.ipynb"), "-p", "bundle", "nothing"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("DataMissing: no run or bundle 'nothing'")
+
+
+# --- coverage: every ternary operation on one map
+
+def coverage(E=5, P=("A", "B"), seed=0):
+    "Random coverage of a run, with a few operations never trained on."
+    r = np.random.default_rng(seed); n = (E, len(P), 3**9)
+    return dict(epoch=np.arange(E) * 4, paths=np.array(P), wrong=r.integers(0, 10, n).astype(np.uint8), radius=r.uniform(0, 8, n).astype(np.float16), kl=r.uniform(0, 2800, n).astype(np.float16), trained=r.uniform(size=3**9) < .9)
+
+
+@pytest.fixture(scope="module")
+def covered(): return coverage()
+
+
+@pytest.fixture(scope="module")
+def map_explorer(covered): return CoverageExplorer(covered)
+
+
+def place(index):
+    "Cell of an operation, from its digits one by one: even positions to the column, odd to the row, the first most significant."
+    digits = [index // 3**k % 3 for k in range(9)]
+    return int("".join(map(str, digits[1::2])), 3), int("".join(map(str, digits[0::2])), 3)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("epoch, path", [(0, "A"), (3, "B"), (4, "A")])
+def test_each_cell_of_the_map_shows_its_operation(map_explorer, covered, epoch, path, colour):
+    z = map_explorer.view(CoverageState(epoch, path, colour))["map"]["z"]; at = epoch, "AB".index(path); shades, steps, low, high = map_explorer.scale(colour)
+    power = lambda i: next((k for k in range(9) if i % 3**(k + 1)), 9)
+    want = {"wrong positions": lambda i: covered["wrong"][*at, i], "correct": lambda i: covered["wrong"][*at, i] == 0, "radius": lambda i: covered["radius"][*at, i], "KL": lambda i: covered["kl"][*at, i], "valuation": power}[colour]
+    assert z.shape == (81, 243) and low <= z.min() <= z.max() <= high
+    for i in [0, 1, 3, 9841, 19682, *range(5, 3**9, 97)]: assert z[place(i)] == want(i)
+
+
+def test_counts_and_words_of_the_map(map_explorer, covered):
+    v, words = map_explorer.view(CoverageState(3)), dict(map_explorer.readout(CoverageState(3, "B")))
+    right = [[sum(1 for w in covered["wrong"][e, p].tolist() if not w) for e in range(5)] for p in (0, 1)]
+    assert [v["A"]["y"], v["B"]["y"]] == right and v["A"]["x"] == [0, 4, 8, 12, 16] and v["B now"] == {"x": [12], "y": [right[1][3]]}
+    held = [i for i in range(3**9) if not covered["trained"][i]]
+    assert words["never trained on, right in B"] == f"{sum(covered['wrong'][3, 1, i] == 0 for i in held):,} of {len(held):,}" and words["right in A"].startswith(f"{right[0][3]:,} of 19,683")
+    text = map_explorer.figure().data[0].text
+    assert text[place(15633)].startswith("15633 · −−−−00−0+ · min") and all(("never trained on" in text[place(i)]) == (i in held) for i in range(0, 3**9, 501))
+    assert "never" not in " ".join(dict(CoverageExplorer(made_up()).readout(CoverageState())))
+
+
+def test_map_is_fast(capsys):
+    big = CoverageExplorer(coverage(60)); spent = []
+    for i in range(100):
+        t0 = time.perf_counter(); big.view(CoverageState(i % 60, "AB"[i % 2], list(COLOURS)[i % 5])); spent.append(1000 * (time.perf_counter() - t0))
+    with capsys.disabled(): print(f" map: median {np.median(spent):.1f} ms, p95 {np.percentile(spent, 95):.1f} ms ", end="")
+    assert np.median(spent) < 40
+
+
+@pytest.mark.parametrize("bad", [dict(epoch=math.nan), dict(epoch="3"), dict(epoch=True), dict(path="C"), dict(path=None), dict(path=0), dict(colour="red"), dict(colour=["KL"])], ids=str)
+def test_hostile_state_of_the_map_is_one_sentence_and_the_picture_stands(map_explorer, bad):
+    map_explorer.go(epoch=2, path="B", colour="KL"); before, state = map_explorer.live.to_json(), map_explorer.state
+    with pytest.raises(UsageError) as e: map_explorer.go(**bad)
+    assert next(iter(bad)) in str(e.value) and "not allowed" in str(e.value) and "\n" not in str(e.value) and map_explorer.live.to_json() == before and map_explorer.state == state
+    with pytest.raises(UsageError, match="SimplexState is no state: give a CoverageState"): map_explorer.view(SimplexState())
+
+
+def test_traits_move_the_one_map(covered, monkeypatch):
+    explorer = CoverageExplorer(covered); explorer.widget; figure = explorer.live
+    for name, value in dict(epoch=4, path="B", colour="radius").items():
+        explorer.inputs[name].value = value; want = explorer.view(explorer.state)
+        assert getattr(explorer.state, name) == value and explorer.live is figure and np.array_equal(figure.data[0].z, want["map"]["z"]) and [list(t.y) for t in figure.data[1:]] == [w["y"] for w in list(want.values())[1:]]
+    assert figure.layout.coloraxis.cmax == pytest.approx(float(covered["radius"].max())) and "pathway</span> B" in explorer.words.value
+    with monkeypatch.context() as m:
+        m.setattr(CoverageExplorer, "view", lambda *_: 1 / 0); explorer.inputs["epoch"].value = 3
+    assert "ZeroDivisionError" in explorer.problem.value and np.array_equal(figure.data[0].z, want["map"]["z"])
+    explorer.inputs["colour"].value = "correct"; assert explorer.problem.value == "" and set(np.unique(figure.data[0].z)) == {0, 1}
+    monkeypatch.setenv("IN_TEST", "1"); assert set(explorer._repr_mimebundle_()) == {"image/png", "text/plain"}
+
+
+def test_stills_and_film_of_the_map(map_explorer):
+    assert len({map_explorer.picture(CoverageState(e, p)) for e in (0, 4) for p in "AB"}) == 4
+    film = map_explorer.film(CoverageState(4, "B", "KL"), most=3); assert [f.name for f in film.frames] == ["0", "8", "16"] and film.layout.sliders[0].active == 2
+    np.testing.assert_allclose(film.frames[1].data[0].z, map_explorer.view(CoverageState(2, "B", "KL"))["map"]["z"], atol=1e-3)
+    assert list(film.frames[1].traces) == [0, 3, 4] and film.frames[1].data[2].y == tuple(map_explorer.view(CoverageState(2))["B now"]["y"])
+
+
+@pytest.mark.parametrize("E, P", [(1, ("only",)), (2, ("A", "B", "C"))], ids=str)
+def test_smallest_and_other_pathways(E, P):
+    explorer = CoverageExplorer({k: a for k, a in coverage(E, P).items() if k != "trained"})
+    assert explorer.state == CoverageState(0, P[0]) and explorer.go(epoch=99, path=P[-1]).state == CoverageState(E - 1, P[-1]) and explorer.picture() and explorer.film().frames
+
+
+def test_all_right_from_the_start():
+    a = coverage(2); explorer = CoverageExplorer(a | {k: np.zeros_like(a[k]) for k in ("wrong", "radius", "kl")})
+    assert explorer.view(CoverageState())["A now"]["y"] == [3**9] and all(explorer.go(colour=c).picture(explorer.state) for c in COLOURS)
+
+
+def test_ternary_bundles(runs_root, covered):
+    assert CoverageExplorer().title == "made up by a rule, not a run"
+    path = bundle(runs_root, arrays=covered, laboratory="ternary"); foreign = bundle(runs_root, "cccccccccc-r1", trajectory(), started="2026-02-01T00:00:00Z")
+    newest = CoverageExplorer(); assert newest.title == CoverageExplorer(path).title == CoverageExplorer("01234").title == "digits, seed 3, run 0123456789-r1"
+    assert np.array_equal(newest.view(CoverageState(3))["map"]["z"], CoverageExplorer(covered).view(CoverageState(3))["map"]["z"])
+    with pytest.raises(UsageError, match="laboratory pentachora: this explorer shows ternary runs"): CoverageExplorer(foreign)
+    with pytest.raises(UsageError, match="int is no trajectory"): CoverageExplorer(3)
+    for change, word in [(dict(wrong=covered["wrong"][:, :1]), "wrong must be integers of shape"), (dict(kl=np.full_like(covered["kl"], np.inf)), "not finite"), (dict(paths=np.array([{}])), "not a readable npz")]:
+        np.savez(path/"trajectory.npz", **{**covered, **change}); write_sums(path)
+        with pytest.raises(CheckFailed, match=word) as e: CoverageExplorer(path)
+        assert "trajectory.npz" in str(e.value) and "\n" not in str(e.value)

@@ -142,7 +142,7 @@ def skeleton(self:CoverageExplorer):
     "The figure without its data: the map, and for each pathway a curve and a dot."
     import plotly.graph_objects as go
     curve = lambda i, p: go.Scatter(name=p, mode="lines+markers" if len(self.epochs) <= 20 else "lines", line=dict(color=PALETTE[i], width=2, dash=("solid", "dash", "dot")[i % 3]), marker=dict(size=4), xaxis="x2", yaxis="y2", showlegend=True)
-    now = lambda i, p: go.Scatter(name=f"{p} now", mode="markers", marker=dict(color=PALETTE[i], size=11, symbol=("circle", "circle-open")[i % 2], line=dict(width=2)), xaxis="x2", yaxis="y2", hoverinfo="skip")
+    now = lambda i, p: go.Scatter(name=f"{p} now", mode="markers", marker=dict(color=PALETTE[i], size=11, symbol=("circle", "circle-open")[i % 2], line=dict(width=2)), xaxis="x2", yaxis="y2", hoverinfo="skip", showlegend=False)
     return go.Figure([go.Heatmap(name="map", text=self.labels(), coloraxis="coloraxis"), *(curve(i, p) for i, p in enumerate(self.paths)), *(now(i, p) for i, p in enumerate(self.paths))], self.layout())
 
 @patch
