@@ -148,6 +148,7 @@ class TrainTernaryV5_5(LossParameters):
         if not self.rho_min <= self.rho_mid <= self.rho_max: raise ValueError(f"permeability rises: rho_min={self.rho_min}, rho_mid={self.rho_mid}, rho_max={self.rho_max} do not")
         if self.gate_low >= self.gate_high: raise ValueError(f"gate_low={self.gate_low} is not below gate_high={self.gate_high}")
         if not self.lambda_min <= self.lambda_init <= self.lambda_max: raise ValueError(f"lambda_init={self.lambda_init} is not between lambda_min={self.lambda_min} and lambda_max={self.lambda_max}")
+        if self.statenet != "off" and self.lr > .01: raise ValueError(f"lr={self.lr} is above 0.01, where StateNet clamps it: pass statenet='off' too")
         if self.select == "loss" and not self.holdout: raise ValueError("select='loss' needs operations to validate on: pass holdout=0.2, or select='coverage'")
         if self.mode == "faithful" and self.model == "plain": raise ValueError("model='plain' has no published schedule: take mode='corrected'")
         self._tables(); return self
