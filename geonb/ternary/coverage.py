@@ -71,10 +71,10 @@ def device_of(model):
     return next(iter(getattr(model, "parameters", tuple)()), torch.zeros(0)).device
 
 def trit_tensor(
-    x=None,      # tables [n, 9]; None: all 19,683
-):               # float32 [n, 9]
+    x=None,      # tables [n, 9], array or tensor; None: all 19,683
+):               # float32 [n, 9], on the CPU
     "What an encoder reads."
-    return torch.tensor(np.asarray(tables() if x is None else x), dtype=torch.float32)
+    return torch.as_tensor(tables() if x is None else x).to("cpu", torch.float32)
 
 @torch.inference_mode()
 def reconstruction_logits(
