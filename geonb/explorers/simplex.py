@@ -232,7 +232,9 @@ def box(self:SimplexExplorer,
     return {**{f"{k}axis": dict(visible=False, range=[-r, r], autorange=False) for k in "xyz"}, "annotations": names}
 
 @patch
-def dress(self:SimplexExplorer, state): return {"scene": self.box(state)}
+def dress(self:SimplexExplorer, state) -> dict:
+    "What of the layout goes with the state."
+    return {"scene": self.box(state)}
 
 # %% ../../nbs/api/explorers/00_simplex.ipynb #746e0238
 @patch
