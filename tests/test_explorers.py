@@ -307,7 +307,7 @@ def test_stills_and_film_of_the_map(map_explorer):
     assert len({map_explorer.picture(CoverageState(e, p)) for e in (0, 4) for p in "AB"}) == 4
     film = map_explorer.film(CoverageState(4, "B", "KL"), most=3); assert [f.name for f in film.frames] == ["0", "8", "16"] and film.layout.sliders[0].active == 2
     np.testing.assert_allclose(film.frames[1].data[0].z, map_explorer.view(CoverageState(2, "B", "KL"))["map"]["z"], atol=1e-3)
-    assert list(film.frames[1].traces) == [0, 3, 4] and film.frames[1].data[2].y == tuple(map_explorer.view(CoverageState(2))["B now"]["y"])
+    assert film.frames[1].layout.coloraxis.cmax == pytest.approx(map_explorer.scale(CoverageState(2, "B", "KL"))[3]) and list(film.frames[1].traces) == [0, 3, 4] and film.frames[1].data[2].y == tuple(map_explorer.view(CoverageState(2))["B now"]["y"])
 
 
 @pytest.mark.parametrize("E, P", [(1, ("only",)), (2, ("A", "B", "C"))], ids=str)

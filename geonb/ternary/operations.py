@@ -85,7 +85,7 @@ def operation(
     if isinstance(what, Operation): return what.index
     if isinstance(what, str): return named(what)
     if callable(what): what = called(what)
-    if isinstance(what, bool) or what is None: raise UsageError(f"{what} is no operation: give an index, a name, a table or a function of a and b")
+    if what is None: raise UsageError(f"{what} is no operation: give an index, a name, a table or a function of a and b")
     if np.isscalar(what) or isinstance(what, np.ndarray) and what.ndim == 0: return int(indices(what))
     i = index_of(what)
     if len(i) != 1: raise UsageError(f"one operation is wanted, got {len(i)} tables")
