@@ -7,7 +7,6 @@ __all__ = ['RHO', 'MOST_DRAWS', 'DRAWS', 'LEAST_NATS', 'LEAST_EXACT', 'whole', '
            'kl_of', 'evaluate', 'plane_rows', 'analyze', 'plane_figure', 'valuation_figure']
 
 # %% ../../nbs/api/ternary/25_evaluation.ipynb #7f24a035
-import math
 import numpy as np
 from ..core.errors import UsageError, did_you_mean
 from ..core.seeds import stream
