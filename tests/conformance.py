@@ -59,7 +59,21 @@ assert (kept["labels"] == test.labels).all()
 print(json.dumps([float(np.abs(model.logits(test.images) - kept["logits"]).max()), len(kept["labels"])]))
 """)
 
-ROWS = {r.notebook: r for r in (PENTACHORA,)}
+TERNARY = Row(
+    notebook="train_ternary_v5_5", laboratory="ternary", dataset="v5_5", steps=28, epochs=2,
+    quick=dict(epochs=2, isolation_end=0, consolidation_end=1, ultra_start=1, holdout=.9, batch=150, eval_every=1, eval_draws=1000, device="cpu"),
+    wrong={"misspelt": ("epocs", "3", ("UsageError: ", "'epocs'", "did you mean 'epochs'?")), "ill-typed": ("epochs", "many", ("UsageError: ", "epochs='many'", "str", "a whole number from 1 to 100000 or null")),
+           "out of range": ("lr", "7.5", ("UsageError: ", "lr=7.5", "a number above 0 to 1 or null")), "data not here": ("start", "nothing-r1", ("DataMissing: ", "nothing-r1", "geonb runs list"))},
+    other=dict(seed=1, epochs=3, lr=.002, strict=True, statenet="off", subset="commutative"),
+    files=("reconstruction.npz", "trajectory.npz", "plane.npz", "diagnostics.json", "weights/model_v5_5.safetensors"),
+    predictions="reconstruction.npz",
+    reproduce="""
+import sys, json, pathlib, numpy as np, geonb
+bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"reconstruction.npz"); model = geonb.load(bundle)
+print(json.dumps([max(int((model.predict(path=p) != kept[f"predicted_{p}"]).sum()) for p in "AB"), len(kept["index"])]))
+""")
+
+ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY)}
 
 
 # ---- the real way ----
@@ -80,7 +94,7 @@ def parameters(row, **more):
 
 def arrays(file):
     import numpy as np
-    with np.load(file, allow_pickle=False) as z: return {k: z[k] for k in z.files}
+    with np.load(file, allow_pickle=False) as z: return {k: z[k] if z[k].dtype.kind not in "SU" else z[k].tolist() for k in z.files}
 
 
 def weights(bundle):

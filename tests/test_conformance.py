@@ -239,7 +239,7 @@ def test_one_flipped_bit_in_any_file_is_refused(row, copy, capsys):
 
 @pytest.mark.parametrize("harm", ["truncated", "emptied", "removed", "swapped", "added", "linked"])
 def test_truncated_missing_swapped_and_foreign_files_are_refused(row, copy, harm, capsys, tmp_path):
-    a, b = sorted(copy.glob("weights/*.safetensors"))[:2]; name = f"weights/{a.name}"; sound = a.read_bytes()
+    a, b = [*sorted(copy.glob("weights/*.safetensors")), *sorted(copy.glob("*.npz"))][:2]; name = f"weights/{a.name}"; sound = a.read_bytes()
     if harm == "truncated": a.write_bytes(sound[:-1])
     elif harm == "emptied": a.write_bytes(b"")
     elif harm == "removed": a.unlink()

@@ -18,6 +18,9 @@ TEXTS = ["", " ", "\n", "\0", "a\0b", "\ud800", "\x1b[31m", "é" * 3, "数字", 
          "../../etc/passwd", "/etc/passwd", "/etc", "/", ".", "..", "/proc/self/mem", "/dev/null", "/dev/zero", "C:\\data", "x" * 300, "x" * 5000, "a/" * 2000 + "b.npz", "http://example.org/a.npz", "${HOME}", "$(touch pwned)", "; touch pwned",
          "__import__('os').system('touch pwned')", "true", "null", "nan", "1e999", "auto", "cuda", "cpu", "none"]
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 256, 10**6, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, -2**63, 10**40, 10**5000, .0, -.0, .5, 1., 1.5, 1e-320, 1e308, -1e308, math.nan, math.inf, -math.inf]
+NAMED = {"dataset": ["digits", "mnist", "bloodmnist", "Digits", "no/such.npz"], "start": [None, None, "null", "0123456789-r1", "no/such", "a run that is not here"]}
+SAID = {"dataset": [("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine")],
+        "start": [("subset", "comutative", "did you mean 'commutative'"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")]}
 OTHERS = [None, True, False, [], {}, (), [1, 2], [[[[1]]]], {"a": {"b": 1}}, {1: 2}, {"seed": 1}, b"bytes", {1, 2}, complex(1, 2), object, range(3), ..., [math.nan], "x" * 100_000]
 
 
@@ -37,9 +40,10 @@ def misspelt(name, r):
 def draw(r, model, extra=()):
     "One set of parameters: mostly real names, all kinds of values."
     fields, out = list(model.model_fields), {}
-    if r.random() < .3: return {k: model.model_fields[k].default for k in r.sample(fields, 3)} | {"dataset": r.choice(["digits", "mnist", "bloodmnist", "Digits", "no/such.npz", *extra])}   # well formed
+    place = "dataset" if "dataset" in fields else "start"   # the parameter that names something outside
+    if r.random() < .3: return {k: model.model_fields[k].default for k in r.sample(fields, 3)} | {place: r.choice([*NAMED[place], *extra])}   # well formed
     for _ in range(r.choice([1, 1, 1, 2, 3, 8])):
-        name = misspelt(r.choice(fields), r) if r.random() < .15 else "dataset" if r.random() < .25 else r.choice(fields)
+        name = misspelt(r.choice(fields), r) if r.random() < .15 else place if r.random() < .25 else r.choice(fields)
         kind = r.randrange(6)
         out[name] = (r.choice(TEXTS), r.choice(NUMBERS), r.choice(OTHERS), deep(r.choice([3, 500, 20_000])), r.choice([*extra, "digits"]), r.choice([model.model_fields[name].default if name in fields else 1]))[kind]
     return out
@@ -113,7 +117,7 @@ def test_5_through_papermill(name, place, runs_root, tmp_path_factory):
     notebook = ROOT/"nbs"/f"{name}.ipynb"
     if not notebook.is_file(): pytest.skip(f"{name} is not here")
     wrong = [("epochz", "3", "unknown parameter 'epochz' (did you mean 'epochs'?)"), ("epochs", "many", "epochs='many' (str) is not allowed"), ("seed", "-1", "seed=-1 (int) is not allowed"),
-             ("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine")]
+             *SAID["dataset" if "dataset" in run_config(name).model_fields else "start"]]
     env = {**os.environ, "GEONB_RUNS": str(runs_root), "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython"))}
     out = tmp_path_factory.mktemp("out")
     jobs = [subprocess.Popen([BIN/"papermill", notebook, out/f"{i}.ipynb", "-p", parameter, value, "--no-progress-bar"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=env) for i, (parameter, value, _) in enumerate(wrong)]

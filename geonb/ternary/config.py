@@ -11,7 +11,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..core.config import RunConfig
+from ..core.atomic import read_json
+from ..core.bundles import find_run
+from ..core.config import RunConfig, shown
+from ..core.errors import UsageError
+from .operations import positions, subset
 
 # %% ../../nbs/api/ternary/20_config.ipynb #86d39748
 Share = Annotated[float, Field(ge=0, le=1)] | None
@@ -124,10 +128,10 @@ class TrainTernaryV5_5(LossParameters):
     @classmethod
     def _filled(cls, given):
         "What was not given comes from the preset."
-        given = {k: v for k, v in given.items() if v is not None and v != "null"} if isinstance(given, dict) else given
-        if not isinstance(given, dict) or given.get("preset", "fast") not in PRESETS: return given
-        chosen = PRESETS[given.get("preset", "fast")]; mode = given.get("mode", chosen["mode"])
-        if mode not in ONLY: return given
+        given = {k: v for k, v in given.items() if v is not None and not (isinstance(v, str) and v == "null")}
+        name = given.get("preset", "fast"); chosen = PRESETS[name] if isinstance(name, str) and name in PRESETS else None
+        mode = given.get("mode", chosen["mode"] if chosen else None)
+        if chosen is None or not isinstance(mode, str) or mode not in ONLY: return given   # what is wrong is said by the field
         base = next(p for p in PRESETS.values() if p["mode"] == mode) if mode != chosen["mode"] else chosen   # another mode than the preset's: that mode's own values
         return {k: v for k, v in base.items() if k not in ("mode",)} | {"mode": mode} | given
 
@@ -151,18 +155,21 @@ class TrainTernaryV5_5(LossParameters):
         if self.statenet != "off" and self.lr > .01: raise ValueError(f"lr={self.lr} is above 0.01, where StateNet clamps it: pass statenet='off' too")
         if self.select == "loss" and not self.holdout: raise ValueError("select='loss' needs operations to validate on: pass holdout=0.2, or select='coverage'")
         if self.mode == "faithful" and self.model == "plain": raise ValueError("model='plain' has no published schedule: take mode='corrected'")
-        self._tables(); return self
+        n = len(subset(self.subset, self.seed)); left = n - round(n*self.holdout)
+        if left < 2: raise ValueError(f"subset={self.subset!r} with holdout={self.holdout} leaves {left} of {n} operations to train on; at least 2 are needed")
+        return self
 
-    def _tables(self):
-        "Subset and order are known words."
-        from geonb.core.errors import UsageError
-        from geonb.ternary.operations import positions, subset
-        try: positions(self.order); n = len(subset(self.subset, self.seed))
+    @field_validator("subset", "order")
+    @classmethod
+    def _known(cls, value, info):
+        "Words that the operations know."
+        try: subset(value, 0) if info.field_name == "subset" else positions(value)
         except UsageError as e: raise ValueError(str(e)) from None
-        if round(n*(1 - self.holdout)) < 2: raise ValueError(f"subset={self.subset!r} with holdout={self.holdout} leaves {round(n*(1 - self.holdout))} operations to train on; at least 2 are needed")
+        return value
 
     def check_data(self):
-        "Raise one sentence when the bundle to start from is not on this machine."
-        if self.start is not None:
-            from geonb.core.bundles import find_run
-            find_run(self.start, self.runs_root)
+        "Raise one sentence when the bundle to start from is not on this machine, or is none of this laboratory."
+        if self.start is None: return
+        path = find_run(self.start, self.runs_root)
+        if not (path/"manifest.json").is_file(): raise UsageError(f"start={shown(self.start)} holds no finished bundle: give a run id of `geonb runs list` or a bundle's folder")
+        if (lab := read_json(path/"config.json").get("laboratory")) != self.laboratory: raise UsageError(f"start={shown(self.start)} is a bundle of the laboratory {lab!r}, not of {self.laboratory!r}")

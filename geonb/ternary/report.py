@@ -58,7 +58,7 @@ def examine(
     parts: dict,         # train, val, test: indices
     seed: int = 0,       # of the draws
     rho: float = 0.,     # permeability for the coupled reconstruction
-    ns=(50_000, 195_000),  # prior draws
+    draws=50_000,        # prior draws; from 50,000 on also the published 195,000
 ) -> dict:               # JSON-able
     "All figures of a trained model."
     whole = reconstruction(model); rest = np.setdiff1d(np.arange(OPERATIONS), np.concatenate(list(parts.values()))); dual = len(model.paths) == 2
@@ -67,9 +67,9 @@ def examine(
         if len(rows): out[name] = {p: shares(whole[p], rows) for p in model.paths}
     if dual and rho: out["coupled"] = {p: shares(r, parts["train"]) for p, r in reconstruction(model, rho=rho).items()}
     share = lambda rows: [{"path": r["path"], "rule": r["rule"], "n": r["n"], "reached": r["mean"], "mean": r["mean"]/OPERATIONS, "ideal": r["ideal"]/OPERATIONS} for r in rows]
-    out["sampling"] = share(coverage_table(model, ns, ["argmax"], 1, seed))
-    out["effective"] = {p: effective_operations(sampling_counts(model, p, 50_000, seed=seed)) for p in model.paths}
-    if dual: out["union"] = union_coverage(model, 50_000, seed=seed); out["ensemble"] = {k: {x: v[x] for x in ("exact", "fraction", "oracle")} for k, v in ensemble(model).items()}
+    out["sampling"] = share(coverage_table(model, (50_000, 195_000) if draws >= 50_000 else (draws,), ["argmax"], 1, seed))
+    out["effective"] = {p: effective_operations(sampling_counts(model, p, min(draws, 50_000), seed=seed)) for p in model.paths}
+    if dual: out["union"] = union_coverage(model, min(draws, 50_000), seed=seed); out["ensemble"] = {k: {x: v[x] for x in ("exact", "fraction", "oracle")} for k, v in ensemble(model).items()}
     return out | {"latent": latent_block(model, seed), "valuation": valuation_profile(model)}
 
 # %% ../../nbs/api/ternary/23_report.ipynb #cbc5a9d6
@@ -84,7 +84,7 @@ def measure(
     kept = next((r for r in t.history if r["epoch"] == chosen["epoch"]), t.history[-1])
     plane = {f"{k}_{p}": v.astype(np.float32) for p, (mu, _) in codes(model).items() if mu.shape[1] > 1 for k, v in zip(("xy", "share"), map(np.asarray, principal_plane(mu)))}
     table = {"index": np.arange(OPERATIONS, dtype=np.int32)} | {f"predicted_{p}": whole[p]["predicted"].astype(np.int32) for p in model.paths}
-    return Report(name, t.history, chosen, counters, examine(model, task.parts, task.config.seed, kept["schedule/rho"]), table, task.film.arrays(task), plane)
+    return Report(name, t.history, chosen, counters, examine(model, task.parts, task.config.seed, kept["schedule/rho"], task.config.eval_draws), table, task.film.arrays(task), plane)
 
 def read(
     bundle,  # folder of a finished run
@@ -158,7 +158,8 @@ def latent_figure(report: Report):
     v = valuation(np.arange(OPERATIONS)); order = np.argsort(v, kind="stable")
     with sheet(caption(report, "posterior means"), 4.6*len(report.paths), 4, 1, len(report.paths)) as (fig, axes):
         for ax, p in zip(axes[0], report.paths):
-            dots = ax.scatter(*report.plane[f"xy_{p}"][order].T, c=v[order], s=3 + 4*v[order], cmap=SEQUENTIAL, lw=0, alpha=.7, rasterized=True); s = report.plane[f"share_{p}"]
+            s = report.plane[f"share_{p}"]
+            dots = ax.scatter(*report.plane[f"xy_{p}"][order].T, c=v[order], s=2 + 4*v[order], cmap=SEQUENTIAL, lw=0, antialiased=False)   # whole pixels: fewer bytes
             ax.set_title(f"pathway {p}"); ax.set(xlabel=f"first component ({s[0]:.0%} of the variance)", ylabel=f"second ({s[1]:.0%})")
         fig.colorbar(dots, ax=axes[0].tolist(), label="3-adic valuation")
     return fig
