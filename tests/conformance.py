@@ -64,7 +64,7 @@ TERNARY = Row(
     quick=dict(epochs=2, isolation_end=0, consolidation_end=1, ultra_start=1, holdout=.9, batch=150, eval_every=1, eval_draws=1000, device="cpu"),
     wrong={"misspelt": ("epocs", "3", ("UsageError: ", "'epocs'", "did you mean 'epochs'?")), "ill-typed": ("epochs", "many", ("UsageError: ", "epochs='many'", "str", "a whole number from 1 to 100000 or null")),
            "out of range": ("lr", "7.5", ("UsageError: ", "lr=7.5", "a number above 0 to 1 or null")), "data not here": ("start", "nothing-r1", ("DataMissing: ", "nothing-r1", "geonb runs list"))},
-    other=dict(seed=1, epochs=3, lr=.002, strict=True, statenet="off", subset="commutative"),
+    other=dict(seed=1, epochs=3, lr=.002, strict=True, statenet="off"),
     files=("reconstruction.npz", "trajectory.npz", "plane.npz", "diagnostics.json", "weights/model_v5_5.safetensors"),
     predictions="reconstruction.npz",
     reproduce="""

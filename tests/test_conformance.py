@@ -243,7 +243,7 @@ def test_truncated_missing_swapped_and_foreign_files_are_refused(row, copy, harm
     if harm == "truncated": a.write_bytes(sound[:-1])
     elif harm == "emptied": a.write_bytes(b"")
     elif harm == "removed": a.unlink()
-    elif harm == "swapped": a.write_bytes(b.read_bytes()); b.write_bytes(sound)
+    elif harm == "swapped": a.write_bytes(b.read_bytes()); b.write_bytes(sound); name = min(name, b.relative_to(copy).as_posix())   # the first of the two is named
     elif harm == "added": name = "weights/more.safetensors"; (copy/name).write_bytes(sound)
     elif harm == "linked": a.unlink(); (tmp_path/"outside").write_bytes(sound); a.symlink_to(tmp_path/"outside"); name = a.name
     refused(copy, name, capsys)
@@ -287,7 +287,7 @@ def test_what_makes_a_run_another_run(row, cells, whole, tmp_path):
 def test_how_it_is_watched_and_evaluated_changes_no_weight(row, cells, whole, tmp_path):
     "Other checkpoints, printed lines, and evaluation in batches of 100."
     bundle, _, want = whole(row); status, out = cells(row=row.notebook, root=str(tmp_path), given={"progress": "lines", "checkpoint_seconds": 99.0}, eval_batch=100); assert status == 0 and "epoch 1/" in out["said"]
-    warm.same(warm.flat(suite.weights(Path(out["path"]))), warm.flat(suite.weights(bundle)), 50)
+    warm.same(warm.flat(suite.weights(Path(out["path"]))), warm.flat(suite.weights(bundle)), 40)
     assert read_json(Path(out["path"])/"manifest.json")["chosen"]["epoch"] == read_json(bundle/"manifest.json")["chosen"]["epoch"]
 
 

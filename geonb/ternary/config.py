@@ -33,7 +33,7 @@ _corrected = dict(mode="corrected", holdout=0., rho_min=.1, rho_mid=.3, rho_max=
 PRESETS = {
     "fast": _corrected | dict(epochs=24, isolation_end=2, consolidation_end=7, ultra_start=15, cycle_period=8, batch=512, lr=5e-3, eval_every=2),
     "reproducible": _corrected | dict(epochs=100, isolation_end=10, consolidation_end=30, ultra_start=62, cycle_period=8, batch=512, lr=3e-3, eval_every=5, a_beta_mid=.3, b_beta_mid=.3, a_beta_end=.6, b_beta_end=.6),
-    "production": _corrected | dict(epochs=160, isolation_end=16, consolidation_end=48, ultra_start=100, cycle_period=12, batch=512, lr=3e-3, eval_every=8, a_beta_mid=.3, b_beta_mid=.3, a_beta_end=.85, b_beta_end=.85, prior_weight=.2),
+    "production": _corrected | dict(epochs=120, isolation_end=12, consolidation_end=36, ultra_start=75, cycle_period=9, batch=512, lr=3e-3, eval_every=6, a_beta_mid=.3, b_beta_mid=.3, a_beta_end=.85, b_beta_end=.85, a_temp_boost=0., prior_weight=.2),
     "faithful": dict(mode="faithful", epochs=400, holdout=.2, batch=64, rho_min=.1, rho_mid=.3, rho_max=.7, isolation_end=40, consolidation_end=120, ultra_start=250, gate_low=.8, gate_high=1.2, cycle_period=30, a_temp_start=1., a_temp_end=.3, a_temp_boost=.5,
                      b_temp_start=.9, b_temp_phase4=.3, b_entropy_weight=.05, b_repulsion_weight=.01, beta_schedule="warmup", beta_warmup_frac=.125, free_bits=.5, repulsion_sigma=.5, lambda_init=.7, lambda_min=.5, lambda_max=.95, lambda_step=.02,
                      lambda3_base=.3, lambda3_amp=.15, balance=True, balance_clamp=2., lr=1e-3, weight_decay=1e-4, clip=1., lr_schedule="steps", statenet="frozen", lr_scale=.05, lambda_scale=.01, select="loss", patience=100, eval_every=10, eval_draws=50_000),

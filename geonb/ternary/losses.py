@@ -61,10 +61,8 @@ def repulsion(
     rows=0,        # use this many rows; 0: all
 ):                 # scalar in [0, 1]
     "Mean over ordered pairs of exp(-|zi - zj|^2 / sigma^2)."
-    z = z[:rows] if rows else z; n = len(z); square = z.square().sum(-1)
-    d2 = (square[:, None] + square - 2*z @ z.T).clamp_min(0)   # by the inner product: no [n, n, d] array
-    near = torch.exp(-d2/sigma**2)
-    return (near.sum() - near.diagonal().sum())/max(n*(n - 1), 1)
+    z = z[:rows] if rows else z
+    return torch.exp(-torch.pdist(z).square()/sigma**2).mean() if len(z) > 1 else z.sum()*0   # each pair once: the mean is the same
 
 # %% ../../nbs/api/ternary/02_losses.ipynb #d41136f4
 def spread(
@@ -87,7 +85,5 @@ def prior_unevenness(
     order=1.,   # weight a of an interaction of |S| positions is a^|S|; 1: the collision probability itself
 ):              # scalar; 0 for an even prior
     "How unevenly the decoder divides the prior among tables."
-    p = logits.softmax(-1); a, b = p[0::2], p[1::2]
-    same = 1.
-    for k in range(9): same = same*(1 - order + 3*order*(a[:, k] @ b[:, k].T))
-    return same.mean() - 1
+    p = logits.softmax(-1).transpose(0, 1)                                    # [9, n, 3]
+    return (1 - order + 3*order*torch.bmm(p[:, 0::2], p[:, 1::2].mT)).prod(0).mean() - 1
