@@ -44,6 +44,7 @@ def card_rows(report):
     for n in ns: out += line(f"reached by {n:,} prior draws, argmax (ideal {s[report.paths[0], n]['ideal']:.3%})", lambda p: f"{s[p, n]['mean']:.3%}")
     return out + line("effective operations (ideal 19,683)", lambda p: f"{d['effective'][p]:,.0f}") + line("mean KL (nats; a table holds 9.89)", lambda p: f"{d['latent'][p]['kl']:.2f}")
 
+# %% ../../nbs/api/ternary/24_bundle.ipynb #6181c597
 def card(
     report,    # `Report`
     spec: ModelSpec,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'Epoch', 'Beta', 'Temperature', 'Weight', 'Positive', 'PRESETS', 'ONLY', 'ModelParameters',
-           'ScheduleParameters', 'LossParameters', 'TrainTernaryV5_5']
+           'ScheduleParameters', 'LossParameters', 'OptimiserParameters', 'TrainTernaryV5_5']
 
 # %% ../../nbs/api/ternary/20_config.ipynb #ab962fcd
 from typing import Annotated, ClassVar, Literal
@@ -58,6 +58,21 @@ class ModelParameters(RunConfig):
     holdout: Annotated[float, Field(ge=0, le=.9, description="share of the operations that is never trained on")] | None = None
     start: Annotated[str | None, Field(max_length=1000, description="run id or folder of a bundle whose weights training starts from")] = None
 
+    @field_validator("runs_root", "start")
+    @classmethod
+    def _readable(cls, value):
+        "A path or name that an operating system can hold."
+        if value is not None and (any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value) or not value.strip()): raise ValueError("a name or path without control characters")
+        return value
+
+    @field_validator("subset", "order")
+    @classmethod
+    def _known(cls, value, info):
+        "Words that the operations know."
+        try: subset(value, 0) if info.field_name == "subset" else positions(value)
+        except UsageError as e: raise ValueError(str(e)) from None
+        return value
+
 # %% ../../nbs/api/ternary/20_config.ipynb #257ac70d
 class ScheduleParameters(ModelParameters):
     "Phases, permeability, temperatures, beta."
@@ -110,8 +125,8 @@ class LossParameters(ScheduleParameters):
     lambda_scale: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 # %% ../../nbs/api/ternary/20_config.ipynb #91654451
-class TrainTernaryV5_5(LossParameters):
-    "Parameters of the run notebook `train_ternary_v5_5`."
+class OptimiserParameters(LossParameters):
+    "Steps, rates, evaluation, choice."
     batch: Annotated[int, Field(ge=2, le=19_683)] | None = None
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
@@ -124,6 +139,9 @@ class TrainTernaryV5_5(LossParameters):
     select: Annotated[Literal["coverage", "loss"], Field(description="which epoch is kept: by exact reconstruction, then effective operations; or by validation loss")] | None = None
     patience: Annotated[int, Field(ge=0, le=100_000, description="epochs without improvement before training stops; 0: never")] | None = None
 
+# %% ../../nbs/api/ternary/20_config.ipynb #0e47c7be
+class TrainTernaryV5_5(OptimiserParameters):
+    "Parameters of the run notebook `train_ternary_v5_5`."
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given):
@@ -134,13 +152,6 @@ class TrainTernaryV5_5(LossParameters):
         if chosen is None or not isinstance(mode, str) or mode not in ONLY: return given   # what is wrong is said by the field
         base = next(p for p in PRESETS.values() if p["mode"] == mode) if mode != chosen["mode"] else chosen   # another mode than the preset's: that mode's own values
         return {k: v for k, v in base.items() if k not in ("mode",)} | {"mode": mode} | given
-
-    @field_validator("runs_root", "start")
-    @classmethod
-    def _readable(cls, value):
-        "A path or name that an operating system can hold."
-        if value is not None and (any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value) or not value.strip()): raise ValueError("a name or path without control characters")
-        return value
 
     @model_validator(mode="after")
     def _together(self):
@@ -158,14 +169,6 @@ class TrainTernaryV5_5(LossParameters):
         n = len(subset(self.subset, self.seed)); left = n - round(n*self.holdout)
         if left < 2: raise ValueError(f"subset={self.subset!r} with holdout={self.holdout} leaves {left} of {n} operations to train on; at least 2 are needed")
         return self
-
-    @field_validator("subset", "order")
-    @classmethod
-    def _known(cls, value, info):
-        "Words that the operations know."
-        try: subset(value, 0) if info.field_name == "subset" else positions(value)
-        except UsageError as e: raise ValueError(str(e)) from None
-        return value
 
     def check_data(self):
         "Raise one sentence when the bundle to start from is not on this machine, or is none of this laboratory."
