@@ -150,18 +150,17 @@ def compare(
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e: raise CheckFailed(f"{name} is not whole: a benchmark has more than this ({type(e).__name__} {str(e)[:40]})") from None
     for t, name in zip(tables[1:], names[1:]):
         if odd := [k for k in {**tables[0], **t} if k not in t or k not in tables[0]]: raise UsageError(f"{names[0]} and {name} cannot be compared: only one of them has {' '.join(str(x) for x in odd[0] if x is not None)}")
-    machine = [[r["metadata"].get("environment", {}).get(k) for k in ("cpu", "threads", "torch")] for r in results]; rows = []
+    rows = []
     for k, x in tables[0].items():
-        timing = x["unit"] == "rows/s"
-        far = [None if timing and m != machine[0] else difference(x, t[k], not timing and r["settings"]["seed"] == results[0]["settings"]["seed"]) for t, r, m in zip(tables[1:], results[1:], machine[1:])]
+        far = [None if x["unit"] == "rows/s" else difference(x, t[k], r["settings"]["seed"] == results[0]["settings"]["seed"]) for t, r in zip(tables[1:], results[1:])]
         rows.append({c: x[c] for c in ("metric", "path", "n", "rule", "unit", "ideal")} | dict(values=[t[k]["value"] for t in tables], differences=far))
     return dict(schema=1, kind="ternary comparison", settings=results[0]["settings"], names=names, collapsed=[[p for p in r["paths"] if r["collapsed"][p]] for r in results], rows=rows)
 
 # %% ../../nbs/api/ternary/26_comparison.ipynb #1a735ff7
 def said(v, unit, sign=""):
-    "A figure with as many digits as it deserves."
+    "A figure with as many digits as it deserves; with a sign, the difference of two shares in percentage points."
     if v is None: return ""
-    return format(100 * v, f"{sign}.3f") + " %" if unit == "share" else format(v, f"{sign},.0f") if unit in ("tables", "rows/s") else format(v, f"{sign}.3f")
+    return format(100 * v, f"{sign}.3f") + ("" if sign else " %") if unit == "share" else format(v, f"{sign},.0f") if unit in ("tables", "rows/s") else format(v, f"{sign}.3f")
 
 def cells(
     compared: dict,   # what `compare` gave
@@ -171,7 +170,8 @@ def cells(
     columns = dict(metric="figure", path="pathway", n="draws", rule="rule", ideal="ideal") | {f"v{i}": h for i, h in enumerate(heads)} | {f"d{i}": f"{n} − {compared['names'][0]}" for i, n in enumerate(compared["names"][1:], 1)}
     for r in compared["rows"]:
         u = r["unit"]; row = dict(metric=r["metric"] + ("" if u in ("tables", "share") else f" ({u})"), path=r["path"] or "", n="" if r["n"] is None else f"{r['n']:,}", rule=r["rule"] or "", ideal=said(r["ideal"], u))
-        far = {f"d{i}": "" if d is None else said(d["difference"], u, "+") + (f" [{said(d['low'], u, '+')}, {said(d['high'], u, '+')}]" if d["low"] is not None else "") for i, d in enumerate(r["differences"], 1)}
+        points = " points" if u == "share" else ""
+        far = {f"d{i}": "" if d is None else said(d["difference"], u, "+") + points + (f" [{said(d['low'], u, '+')}, {said(d['high'], u, '+')}]" if d["low"] is not None else "") for i, d in enumerate(r["differences"], 1)}
         rows.append(row | {f"v{i}": said(v, u) for i, v in enumerate(r["values"])} | far)
     return rows, columns
 
