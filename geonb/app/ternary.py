@@ -145,7 +145,7 @@ def benchmark_text(
         for p in e["paths"]:
             cover = {f"{r['rule']} {r['n']}": percent(r["coverage"]) for r in e["sampling"] if r["path"] == p}
             rows.append(dict(name=name.replace("_", " "), path=p, exact=f"{e['reconstruction'][p]['isolated']['exact']:,}", effective=f"{e['effective'][p]['mean']:,.0f}", kl=f"{e['kl'][p]:.2f}", flag="COLLAPSED" if e["collapsed"][p] else "", **cover))
-    of = result["sampling"]; ideal = {f"{r['rule']} {r['n']}": percent(r["ideal"] / 19_683) for r in of}; s, v = result["settings"], result["speed"]
+    wide = result["settings"]["n"][-2:]; ideal = {f"{r['rule']} {r['n']}": percent(r["ideal"] / 19_683) for r in result["sampling"] if r["n"] in wide}; s, v = result["settings"], result["speed"]
     rows.append(dict(name="ideal", exact="19,683", effective="19,683", **ideal))
     heads = dict(name="model", path="pathway", exact="exact, isolated", effective="effective") | {k: f"{k.split()[0]}, n = {int(k.split()[1]):,}" for k in ideal} | dict(kl="KL (nats)", flag="")
     return "\n".join([f"operations of 19,683; mean of {s['trials']} trial{'s' if s['trials'] > 1 else ''}, seed {s['seed']}", table(rows, heads), "", f"speed with {v['threads']} thread{'s' if v['threads'] > 1 else ''}: decoding " +

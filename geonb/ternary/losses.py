@@ -77,7 +77,7 @@ def histogram_alignment(
 ):         # scalar without gradient
     "The published alignment term: absolute difference of histogram entropies (50 bins on [-3, 3])."
     from geonb.ternary.latent import histogram_entropy
-    with torch.no_grad(): return abs(histogram_entropy(z_a)["entropy"] - histogram_entropy(z_b)["entropy"])
+    with torch.no_grad(): return torch.as_tensor(float(abs(histogram_entropy(z_a)["entropy"] - histogram_entropy(z_b)["entropy"])), device=z_a.device)
 
 # %% ../../nbs/api/ternary/02_losses.ipynb #a9c7b6cc
 def prior_unevenness(
