@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'SAME', 'opened', 'timed', 'throughput', 'place', 'benchmark', 'baseline', 'figures', 'check_comparable',
-           'difference', 'compare', 'said', 'cells', 'markdown', 'ceiling_figure']
+           'by_figure', 'difference', 'compare', 'said', 'cells', 'markdown', 'ceiling_figure']
 
 # %% ../../nbs/api/ternary/26_comparison.ipynb #b88164b1
 import time
@@ -133,12 +133,25 @@ def check_comparable(
     for r, name in zip(results, names):
         if not isinstance(r, dict) or r.get("kind") != "ternary benchmark": raise UsageError(f"{name} is no benchmark of a ternary model: `geonb ternary benchmark RUN --out FILE` makes one")
         if r.get("schema") != 1: raise UsageError(f"{name} has schema {str(r.get('schema'))[:20]}, and this geonb compares schema 1")
+        if not isinstance(r.get("settings"), dict) or not isinstance(r.get("metadata"), dict): raise CheckFailed(f"{name} is not whole: a benchmark has settings and metadata")
     said = lambda v: ", ".join(map(str, v)) if isinstance(v, list) else str(v)
     for r, name in zip(results[1:], names[1:]):
-        for what, a, b in [("pathways", results[0].get("paths"), r.get("paths")), *((words, results[0].get("settings", {}).get(k), r.get("settings", {}).get(k)) for k, words in SAME.items())]:
+        for what, a, b in [("pathways", results[0].get("paths"), r.get("paths")), *((words, results[0]["settings"].get(k), r["settings"].get(k)) for k, words in SAME.items())]:
             if a != b: raise UsageError(f"{names[0]} and {name} cannot be compared: their {what} differ ({said(a)[:60]} against {said(b)[:60]})")
 
 # %% ../../nbs/api/ternary/26_comparison.ipynb #a95d1e05
+def by_figure(
+    result: dict,   # a benchmark
+    name: str,      # what messages call it
+) -> dict:          # {(metric, path, n, rule): row}
+    "The figures of a benchmark that is whole."
+    try:
+        rows, t = {(x["metric"], x["path"], x["n"], x["rule"]): x for x in figures(result)}, result["settings"]["trials"]
+        if odd := [x["metric"] for x in rows.values() if len(x["values"]) not in (1, t) or not np.isfinite(x["values"]).all()]: raise ValueError(odd[0])
+        if not isinstance(result["paths"], list) or not result["paths"]: raise ValueError("paths")
+        [result["settings"][k] for k in (*SAME, "seed")], [result["collapsed"][p] for p in result["paths"]]; return rows
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e: raise CheckFailed(f"{name} is not whole: a benchmark of this geonb holds more, or something else ({type(e).__name__} {str(e)[:40]})") from None
+
 def difference(
     first: dict,    # row of `figures`
     other: dict,    # the same row of another result
@@ -153,11 +166,8 @@ def compare(
     names=None,      # what to call them; None: their run ids
 ) -> dict:           # names, collapsed, rows {metric, path, n, rule, unit, ideal, values, differences}
     "Benchmarks side by side."
-    names = list(names or [str(((r.get("metadata") if isinstance(r, dict) else None) or {}).get("run_id", f"result {i}")) for i, r in enumerate(results, 1)])
-    check_comparable(results, names); tables = []
-    for r, name in zip(results, names):
-        try: tables.append({(x["metric"], x["path"], x["n"], x["rule"]): x for x in figures(r)})
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e: raise CheckFailed(f"{name} is not whole: a benchmark has more than this ({type(e).__name__} {str(e)[:40]})") from None
+    names = list(names or [str(r["metadata"].get("run_id", i)) if isinstance(r, dict) and isinstance(r.get("metadata"), dict) else f"result {i}" for i, r in enumerate(results, 1)])
+    check_comparable(results, names); tables = [by_figure(r, name) for r, name in zip(results, names)]
     tables = [{k: x for k, x in t.items() if x["unit"] != "rows/s" or all(k in other for other in tables)} for t in tables]   # a baseline has no speed
     for t, name in zip(tables[1:], names[1:]):
         if odd := [k for k in {**tables[0], **t} if k not in t or k not in tables[0]]: raise UsageError(f"{names[0]} and {name} cannot be compared: only one of them has {' '.join(str(x) for x in odd[0] if x is not None)}")
