@@ -43,10 +43,10 @@ def not_finite(
 class Guard(Callback):
     "Numerical guard: skip a bad step, roll back a bad stretch, abort a hopeless run."
     order = 10
-    def __init__(self, every=50, limit=5): self.every, self.limit, self.streak, self.mean, self.first, self.snapshot, self.taken, self.unstarted = every, limit, 0, None, None, None, -1, False
-    def state(self): return {"streak": self.streak, "mean": self.mean, "first": self.first, "snapshot": self.snapshot, "taken": self.taken, "unstarted": self.unstarted}
+    def __init__(self, every=50, limit=5): self.every, self.limit, self.streak, self.mean, self.first, self.snapshot, self.taken, self.taken_in, self.unstarted = every, limit, 0, {}, {}, None, -1, -1, False
+    def state(self): return {k: getattr(self, k) for k in ("streak", "mean", "first", "snapshot", "taken", "taken_in", "unstarted")}
     def load_state(self, s): self.__dict__.update(s)
-    def on_stage(self, t): self.mean = self.first = self.snapshot = None
+    def on_stage(self, t): self.mean, self.first, self.snapshot = {}, {}, None
 
     def before_start(self, t): self.keep(t)   # going back to it means to start again
     def before_step(self, t):
@@ -58,7 +58,7 @@ class Guard(Callback):
     def after_backward(self, t):
         values = [torch.as_tensor(v).detach() for v in (t.loss, *t.terms.values(), *t.norms.values())]
         if all(math.isfinite(float(v)) for v in values):
-            if self.exploded(float(values[0])): t.ok = False; self.rollback(t, "the loss exploded")
+            if self.exploded(float(values[0]), t): t.ok = False; self.rollback(t, "the loss exploded")
             return
         t.ok, t.skips, self.streak = False, t.skips + 1, self.streak + 1
         self.undo_forward(t) if t.started else restore_task(t.task, self.snapshot)
@@ -67,10 +67,13 @@ class Guard(Callback):
     def after_step(self, t):
         bad = not_finite(self.live)
         if bad: t.ok = False; return self.rollback(t, f"{bad[0]} was no longer finite")
-        self.streak = 0; x = float(t.loss.detach())
-        self.first = x if self.first is None else self.first; self.mean = x if self.mean is None else .98*self.mean + .02*x
+        self.streak = 0
+        for k, v in t.terms.items(): x = float(v.detach()); self.first.setdefault(k, x); self.mean[k] = .98*self.mean.get(k, x) + .02*x
 
-    def exploded(self, x): return self.mean is not None and self.mean > 0 and x > 10*self.mean and x > self.first
+    def exploded(self, x, t):
+        "Against means of the unweighted terms, under the weights of this step: a weight that a schedule moves is no explosion."
+        usual, first = (sum(t.task.weights.get(k, 1.)*seen.get(k, float(v.detach())) for k, v in t.terms.items()) for seen in (self.mean, self.first))
+        return bool(self.mean) and usual > 0 and x > 10*usual and x > first
 
 # %% ../../nbs/api/core/09_callbacks.ipynb #edcdb031
 from fastcore.basics import patch
@@ -80,7 +83,7 @@ def keep(self:Guard, t):
     "Take a snapshot, unless an optimiser's moments went bad while the weights still look well."
     state = task_state(t.task)
     bad = [k for k, o in state["optimisers"].items() for s in o["state"].values() for v in s.values() if isinstance(v, torch.Tensor) and not bool(torch.isfinite(v).all())]
-    if not bad: self.snapshot, self.taken, self.unstarted = state, t.step, not t.started; t.call("snapshot_taken")
+    if not bad: self.snapshot, self.taken, self.taken_in, self.unstarted = state, t.step, t.total_epoch, not t.started; t.call("snapshot_taken")
     elif self.snapshot is None: raise GeonbError(f"the state of optimiser {bad[0]!r} is not finite at step {t.step}, and there is no snapshot to go back to")
     else: self.rollback(t, f"the state of optimiser {bad[0]!r} was no longer finite"); self.taken = t.step
 
@@ -99,6 +102,7 @@ def rollback(self:Guard, t, why):
         if t.run is not None: write_json(t.run.path/"diagnostics.json", diagnosis(t, why))
         raise GeonbError(f"training diverged: {why} at step {t.step}, after {self.limit} rollbacks; lower lr, or look at diagnostics.json in the partial run")
     restore_task(t.task, self.snapshot); t.started = t.started and not self.unstarted; t.call("rolled_back")
+    if self.taken_in != t.total_epoch: t.task.on_epoch(t)   # the snapshot knows an earlier epoch's schedules
     t.lr_scale, t.lr_until = .5, t.step + 51   # the step after this one is the first of 50
 
 def diagnosis(t, why):
