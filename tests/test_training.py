@@ -116,13 +116,14 @@ class Watch(Callback):
     order = 99
     def __init__(self, guard): self.guard, self.before, self.undone, self.returned, self.skips, self.rollbacks = guard, {}, 0, 0, 0, 0
     def before_start(self, t): self.before[t.step] = mini.flat(task_state(t.task))
+    def then(self, t, step): "The state before a step, but for the weight that the present epoch's schedule sets."; was = self.before[step]; return was | ({"/weights/agree": min(1., .25*t.epoch)} if "/weights/agree" in was else {})
     def before_step(self, t):
         now = mini.flat(task_state(t.task)); t.task.now = t.step
-        if t.rollbacks > self.rollbacks: assert now == self.before[self.taken]; self.rollbacks += 1; self.returned += 1   # taken back when a snapshot was due
+        if t.rollbacks > self.rollbacks: assert now == self.then(t, self.taken); self.rollbacks += 1; self.returned += 1   # taken back when a snapshot was due
         self.before.setdefault(t.step, now); self.taken = self.guard.taken
     def after_batch(self, t):
         now = mini.flat(task_state(t.task))
-        if t.rollbacks > self.rollbacks: assert now == self.before[self.guard.taken]; self.returned += 1
+        if t.rollbacks > self.rollbacks: assert now == self.then(t, self.guard.taken); self.returned += 1
         elif t.skips > self.skips:
             keep = lambda s: {k: v for k, v in s.items() if not k.startswith("/random")}   # dropout has drawn; everything else is as it was
             assert keep(now) == keep(self.before[t.step - 1]); self.undone += 1
