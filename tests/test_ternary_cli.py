@@ -107,6 +107,8 @@ def test_required_reconstruction_decides_the_exit_code(cli, shelf, tmp_path):
     code, said, err = cli("evaluate", weak, *QUICK, "--require-exact", "50", "--json", "--out", out)
     assert code == 3 and one_sentence(err) and "50 % exact reconstruction is required" in err
     r = json.loads(said); assert r["reconstruction"]["A"]["isolated"]["exact"] <= 5 and json.loads(out.read_text()) == r, "the result is printed and written all the same"
+    least = 100*min(r["reconstruction"][p]["isolated"]["exact"] for p in "AB")/ALL
+    for required, code in ((least - 1e-4, 0), (least + 1e-4, 3)): assert cli("evaluate", weak, *QUICK, "--require-exact", max(0, required))[0] == code, "each pathway, in percent of all tables"
     code, said, err = cli("evaluate", weak, *QUICK, "--require-exact", "0"); assert (code, err) == (0, "") and "COLLAPSED: A (KL" in said and "isolated" in said and "coupled, rho 0.7" in said
 
 
