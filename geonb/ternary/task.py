@@ -105,7 +105,7 @@ def on_epoch(self:TernaryTask, t):
     "Schedules, and what follows from the gradients of the epoch before."
     c, now, e, T = self.config, self.now, t.total_epoch, self.config.epochs
     self.balance.judge(c.gate_low, c.gate_high) if self.faithful else self.balance.judge()
-    now["epoch"], self.last = e, e == t.epochs - 1; r = self.balance.ratio
+    now["epoch"], r = e, self.balance.ratio
     period = dict(cycle_period=c.cycle_period, ultra_start=c.ultra_start); a = dict(temp_start=c.a_temp_start, temp_end=c.a_temp_end, temp_boost=c.a_temp_boost, **period)
     if self.faithful:
         now["phase"] = faithful_phase(e, self.balance.balanced, now["phase"], **self.span); now["rho"] = faithful_rho(e, self.balance.balanced, **self.span, rho_min=c.rho_min, rho_mid=c.rho_mid, rho_max=c.rho_max)
@@ -191,6 +191,7 @@ def consult(self:TernaryTask, t):
     learns = c.statenet == "hypergrad"; b = t.batches["train"]
     with torch.set_grad_enabled(learns):
         terms, kl = self.terms_of(b, torch_stream(c.seed, "statenet", t.total_epoch))
+    if not all(bool(torch.isfinite(v)) for v in terms.values()): return   # the guard refuses this step; the corrections of the epoch before stay
     mu, spent = {p: m.detach() for p, (m, _) in kl.items()}, {p: float(terms[f"kl_{p}"].detach()) for p in "AB"}
     if self.faithful: from geonb.ternary.latent import histogram_entropy; h = [histogram_entropy(mu[p])["entropy"] for p in "AB"]
     else: h = [float(spread(mu[p])) for p in "AB"]
@@ -234,7 +235,7 @@ def evaluate(self:TernaryTask):
     row = {f"schedule/{k}": now[k] for k in ("phase", "rho", "tau_A", "tau_B", "beta_A", "beta_B", "lambda1", "lambda2", "lambda3")}
     if self.dual: row |= {"balance/ratio": self.balance.ratio, "balance/g_A": g[0], "balance/g_B": g[1], **{f"statenet/d{i}": v for i, v in enumerate(now["d"])}}
     if self.val: row["val/loss"] = self.val_loss()
-    if (now["epoch"] + 1) % c.eval_every == 0 or self.last: row |= self.measured()
+    if (now["epoch"] + 1) % c.eval_every == 0 or now["epoch"] + 1 == c.epochs: row |= self.measured()
     return row
 
 # %% ../../nbs/api/ternary/22_task.ipynb #d222d08e
