@@ -1,9 +1,11 @@
-"Hyperbolic geometry against another library and against eighty digits; the notebooks show the identities."
+"Hyperbolic and p-adic geometry against other libraries, eighty digits and every leaf; the notebooks show the identities."
 import geoopt
 import mpmath
+import numpy as np
 import pytest
 import torch
 
+from geonb.geometry.padic import goodman_kruskal, spearman_limit, tree_anchors, tree_embedding, tree_fidelity, valuation
 from geonb.geometry.poincare import distance, distance0, distance_matrix, expmap0, geodesic, logmap0, mobius_add, mobius_scale, polar_distance, project
 
 mp = mpmath.mp.clone(); mp.dps = 80
@@ -67,3 +69,39 @@ def test_polar_form_far_beyond_what_coordinates_can_hold():
             truth = 2 * mp.asinh(mp.sqrt(mp.sinh((mp.mpf(r1) - r2) / 2) ** 2 + mp.sinh(r1) * mp.sinh(r2) * mp.sin(mp.mpf(a) / 2) ** 2))
             ours = polar_distance(torch.tensor(r1, dtype=torch.float64), u, torch.tensor(r2, dtype=torch.float64), w).item()
             assert abs(ours - truth) <= 1e-7 * truth                                # cos a is rounded: |u - w| of 1e-12 keeps its digits through the sine
+
+
+def measured(anchors):
+    z = torch.tensor(tree_embedding("S"))
+    return tree_fidelity(lambda a: distance_matrix(z[a], z), anchors)
+
+
+def test_the_tree_embedding_misplaces_no_branch_of_a_sample():
+    found = measured(tree_anchors(np.random.default_rng(3), middle=60, shallow=60))
+    assert found.pop("map_levels") == pytest.approx([1.] * 8, abs=1e-12) and list(found.values()) == pytest.approx([1.] * 4, abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["S", "W"])
+def test_the_tree_embedding_misplaces_no_branch_at_all(code):
+    z = torch.tensor(tree_embedding(code)); found = tree_fidelity(lambda a: distance_matrix(z[a], z))   # every leaf an anchor
+    assert found["sep"] == pytest.approx(1, abs=1e-12) and found["map_min"] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("p", [2, 3, 7])
+def test_valuation_of_every_number_up_to_the_largest_that_fits(p):
+    for n in (p ** k * m for k in range(60) for m in (1, p - 1, p + 1) if p ** k * m < 2 ** 63):
+        k = 0
+        while n % p ** (k + 1) == 0: k += 1
+        assert valuation(n, p) == valuation(-n, p) == k
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_spearman_limit_is_scipys_for_any_levels_and_ties(seed):
+    from scipy.stats import spearmanr
+    rng = np.random.default_rng(seed); counts = rng.integers(1, 40, rng.integers(2, 7)); level = np.repeat(np.arange(len(counts)), counts)
+    radius = -level + rng.random(len(level)) * .9; ties = []
+    for k in range(len(counts)):
+        tied = np.flatnonzero(level == k)[:rng.integers(0, counts[k] + 1)]
+        if len(tied): radius[tied] = radius[tied[0]]; ties.append(len(tied))
+    assert spearman_limit(counts, ties) == pytest.approx(spearmanr(level, radius).statistic, abs=1e-12) and goodman_kruskal(level, radius) == -1

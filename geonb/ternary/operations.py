@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.errors import UsageError, did_you_mean
 from ..core.seeds import stream
+from ..geometry.padic import valuation as padic_valuation
 
 # %% ../../nbs/api/ternary/00_operations.ipynb #cb7764f1
 POSITIONS = 9                                   # input pairs of an operation
@@ -225,8 +226,7 @@ def valuation(
     index,         # one index or many
 ) -> np.ndarray:   # int64, the same shape, 0 to 9
     "3-adic valuation of the index, v(0) = 9: how many leading trits are -1."
-    i = indices(index)
-    return sum((i % p == 0).astype(np.int64) for p in 3 ** np.arange(1, POSITIONS + 1))
+    return padic_valuation(indices(index), 3, POSITIONS)
 
 # %% ../../nbs/api/ternary/00_operations.ipynb #d462b8e5
 MAP_ROWS, MAP_COLUMNS = (1, 3, 5, 7), (0, 2, 4, 6, 8)   # positions, most significant first
