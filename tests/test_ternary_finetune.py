@@ -64,7 +64,7 @@ def foreign(copy):
 @pytest.mark.parametrize("how, code, words", [
     (lambda copy: (copy/"manifest.json").unlink(), 2, "holds no finished bundle"),
     (foreign, 2, "laboratory 'pentachora', not of 'ternary'"),
-    pytest.param(flip, 3, "is refused", marks=pytest.mark.xfail(strict=True, reason="--check does not yet verify the bundle to start from; the run itself does")),
+    (flip, 3, "is refused"),
     (lambda copy: (copy/"config.json").unlink(), 3, "config.json")])
 def test_check_names_what_is_wrong_with_a_start(start, root, tmp_path, how, code, words):
     given, said = looked(broken(start, tmp_path, how), root)

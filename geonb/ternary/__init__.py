@@ -13,4 +13,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, dict(
     load_bundle="bundle", TernaryVAE="model", ModelSpec="model", DualPathwayVAE="dual", StateNet="dual",
     Operation="operations", operation="operations", tables="operations", index_of="operations", truth_table="operations", apply="operations", valuation="operations", subset="operations", NAMED="operations",
     reconstruction="coverage", coverage_table="coverage", sampling_counts="coverage", ideal_coverage="coverage", draws_for="coverage", effective_operations="coverage", union_coverage="coverage", ensemble="coverage",
+    evaluate="evaluation", analyze="evaluation", benchmark="comparison", compare="comparison",
     latent_block="latent", valuation_profile="latent", untrained="baselines", collapsed="baselines", QuantileCodec="baselines", PlainVAE="baselines"))

@@ -25,12 +25,13 @@ def task_name(
 
 def started_from(
     config,    # `TrainTernaryV5_5`
-) -> tuple:    # (network or None, {} or what the identity gets)
+) -> tuple:    # (network or None, {} or {"start": SHA-256 of its weights file}: part of the run's data)
     "The network a run starts from, when it starts from one."
     if config.start is None: return None, {}
     path = require_sound(find_run(config.start, config.runs_root)); model = load_bundle(path); want = ModelSpec(kind=config.model, latent_dim=config.latent_dim, order=config.order)
     if (model.spec.kind, model.spec.latent_dim) != (want.kind, want.latent_dim): raise UsageError(f"start={path.name} holds a {model.spec.kind} model of width {model.spec.latent_dim}, and this run asks for {want.kind} of width {want.latent_dim}")
-    return model.net, {"start": sha256(path/"SHA256SUMS")}
+    name = read_json(path/"config.json")["dataset"]
+    return model.net, {"start": sha256(path/"weights"/f"model_{name}.safetensors")}
 
 # %% ../../nbs/api/ternary/24_bundle.ipynb #22b58503
 def card_rows(report):

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..core.atomic import read_json
-from ..core.bundles import find_run
+from ..core.bundles import find_run, require_sound
 from ..core.config import RunConfig, shown
 from ..core.errors import UsageError
 from .operations import positions, subset
@@ -175,4 +175,6 @@ class TrainTernaryV5_5(OptimiserParameters):
         if self.start is None: return
         path = find_run(self.start, self.runs_root)
         if not (path/"manifest.json").is_file(): raise UsageError(f"start={shown(self.start)} holds no finished bundle: give a run id of `geonb runs list` or a bundle's folder")
-        if (lab := read_json(path/"config.json").get("laboratory")) != self.laboratory: raise UsageError(f"start={shown(self.start)} is a bundle of the laboratory {lab!r}, not of {self.laboratory!r}")
+        about = read_json(path/"config.json"); lab = about.get("laboratory") if isinstance(about, dict) else None
+        if lab != self.laboratory: raise UsageError(f"start={shown(self.start)} is a bundle of the laboratory {lab!r}, not of {self.laboratory!r}")
+        require_sound(path)
