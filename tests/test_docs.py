@@ -113,3 +113,14 @@ def test_readme_drops_what_is_hidden_and_keeps_links_and_pictures(tmp_path):
     assert "title:" not in text and "secret" not in text and "draw()" not in text and "```python\n1 + 1\n```" in text
     assert [p for p in pictures if f"]({p})" in text] == list(pictures) and len(pictures) == 1 and next(iter(pictures.values())).startswith(b"\x89PNG")
     assert docs.readme(tmp_path) == (text, pictures)
+
+
+@pytest.mark.parametrize("preset", ["fast", "production"])
+def test_readme_figures_of_ternary_are_those_of_its_benchmark(root, preset):
+    "Exact counts to the last operation, shares to two decimals, recomputed here from every seed's record."
+    runs = [v["paths"] for k, v in json.loads((root/"nbs/benchmarks/results/ternary_v5_5.json").read_text())["trained"].items() if k.startswith(preset + "/")]
+    line = next(l for l in (root/"README.md").read_text().splitlines() if l.startswith(f"| `{preset}`, ")); said = [c.strip() for c in line.strip("|").split("|")]
+    assert said[0] == f"`{preset}`, {len(runs)} seeds" and len(runs) == 5
+    for i, p in enumerate("AB"):
+        told = [float(c.split(" / ")[i].replace(",", "")) for c in said[1:]]; of = lambda k: sum(x for r in runs for x in r[p][k])/sum(len(r[p][k]) for r in runs)
+        assert told[0] == min(r[p]["exact"] for r in runs) and abs(told[1] - of("c50k")/196.83) < .0051 and abs(told[2] - of("c195k")/196.83) < .0051 and abs(told[3] - of("effective")) <= .5
