@@ -209,7 +209,7 @@ def complete(line):
 
 def test_completion(shelf):
     assert complete("geonb run train_p") == ["train_pentachora"]
-    assert complete("geonb run train_pentachora -p epo") == ["epochs"]
+    assert complete("geonb run train_pentachora -p epo") == ["epochs"] and sorted(complete("geonb run train_ternary_v5_5 -p iso")) == ["isolated_weight", "isolation_end"]
     assert complete("geonb runs show " + shelf[1].name[:4]) == [shelf[1].name]
     assert complete("geonb data get bloo") == ["bloodmnist"]
     assert set(complete("geonb runs ")) == {"list", "show", "verify", "rm"}

@@ -30,7 +30,8 @@ def complete_notebook(incomplete: str):
 def complete_parameter(ctx: typer.Context, args: list[str], incomplete: str):
     "Names of the notebook's parameters."
     from geonb.core.config import RUNS, run_config
-    names = [k for n in RUNS if n in (ctx.params.get("notebook"), *args) or len(RUNS) == 1 for k in run_config(n).model_fields]
+    words = " ".join([str(ctx.params.get("notebook")), *args, os.environ.get("_TYPER_COMPLETE_ARGS", ""), os.environ.get("COMP_WORDS", "")]).split()   # an unfinished -p keeps the notebook from being parsed
+    names = [k for n in RUNS if any(os.path.basename(w).removesuffix(".ipynb") == n for w in words) for k in run_config(n).model_fields]
     return [k for k in dict.fromkeys(names) if k.startswith(incomplete)]
 
 def complete_dataset(incomplete: str):
