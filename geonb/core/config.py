@@ -103,6 +103,13 @@ class RunConfig(BaseModel):
         kinds, words = (k := cls.model_fields[info.field_name].annotation, *get_args(k)), {"true": True, "false": False, "null": None}
         return words[value] if isinstance(value, str) and value in words and type(words[value]) in kinds else value
 
+    @field_validator("runs_root", "dataset", "start", check_fields=False)   # a laboratory has one of the last two, or both
+    @classmethod
+    def _readable(cls, value):
+        "A path or name that an operating system can hold."
+        if value is not None and (any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value) or not value.strip()): raise ValueError("a name or path without control characters")
+        return value
+
     @classmethod
     def build(cls, /, **given):
         "Validate parameters; a `UsageError` says in one sentence what is wrong."

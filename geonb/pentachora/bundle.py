@@ -13,8 +13,7 @@ import numpy as np
 
 from ..core.artifacts import peak_memory, read_weights, write_npz, write_weights
 from ..core.atomic import read_json, write_bytes, write_json
-from ..core.bundles import require_sound
-from ..core.errors import CheckFailed
+from ..core.bundles import described
 from ..core.run import public_parameters
 from .model import Classifier, ModelSpec, build_modules
 
@@ -153,8 +152,7 @@ def load_bundle(
     path,   # folder of a finished run
 ) -> Classifier:
     "The model of a bundle, after the bundle has been verified; a damaged one is refused by name."
-    b = require_sound(path); config = read_json(b/"config.json"); known = {"schema", "laboratory", "dataset", "parameters", "data", "model"}
-    if config.keys() != known or config["schema"] != 1: raise CheckFailed(f"config.json of {b.name} is not of schema 1: {', '.join(sorted(config.keys() ^ known)) or config['schema']}")
+    b, config = described(path, "pentachora")
     spec = ModelSpec.read(config["model"]); modules = build_modules(spec)
     read_weights(b, modules, config["dataset"])
     return Classifier(spec, modules, read_json(b/"calibration.json"))

@@ -8,7 +8,7 @@ __all__ = ['Share', 'Weight', 'DataParameters', 'ModelParameters', 'LossParamete
 # %% ../../nbs/api/pentachora/20_config.ipynb #917260f4
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ..core.config import RunConfig
 from ..core.errors import UsageError
@@ -67,13 +67,6 @@ class TrainPentachora(LossParameters):
     ema: Annotated[bool, Field(description="evaluate an average of the weights too, and keep the better on validation")] = True
     patience: Annotated[int, Field(ge=0, le=100_000, description="stop after this many epochs without improvement; 0: never")] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
-
-    @field_validator("dataset", "runs_root")
-    @classmethod
-    def _readable(cls, value):
-        "A path or name that an operating system can hold."
-        if value is not None and (any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value) or not value.strip()): raise ValueError("a name or path without control characters")
-        return value
 
     @model_validator(mode="after")
     def _together(self):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..core.artifacts import peak_memory, read_weights, write_npz, write_weights
 from ..core.atomic import read_json, sha256, write_bytes, write_json
-from ..core.bundles import find_run, require_sound
-from ..core.errors import CheckFailed, UsageError
+from ..core.bundles import described, find_run, require_sound
+from ..core.errors import UsageError
 from ..core.run import public_parameters
 from .config import PRESETS
 from .model import ModelSpec, TernaryVAE, build
@@ -112,8 +112,6 @@ def load_bundle(
     path,   # folder of a finished run
 ) -> TernaryVAE:
     "The model of a bundle, after the bundle has been verified; a damaged one is refused by name."
-    b = require_sound(path); config = read_json(b/"config.json"); known = {"schema", "laboratory", "dataset", "parameters", "data", "model"}
-    if config.keys() != known or config["schema"] != 1: raise CheckFailed(f"config.json of {b.name} is not of schema 1: {', '.join(sorted(config.keys() ^ known)) or config['schema']}")
-    if config["laboratory"] != "ternary": raise UsageError(f"{b.name} is a bundle of the laboratory {config['laboratory']!r}, not of 'ternary'")
+    b, config = described(path, "ternary")
     spec = ModelSpec.read(config["model"]); net = build(spec); read_weights(b, {"model": net}, config["dataset"])
     return TernaryVAE(spec, net)
