@@ -151,7 +151,7 @@ def tree_of(
     i, j = uniform_pairs(stream(seed, "tree_pairs"), 1_000_000); d = distance(z[i], z[j], c).numpy()
     f = tree_fidelity(lambda a: distance_matrix(z[a], z, c).numpy(), tree_anchors(stream(seed, "tree_anchors")))
     apart, path = d[:100_000], 2 * (POSITIONS - valuation(i[:100_000] - j[:100_000]))
-    return dict(pearson=tree_pearson(d, i, j) if d.std() else math.nan, mAP=f["map"], mAP_k=f["map_levels"], min_k=f["map_min"], sep=f["sep"], balanced=f["balanced"],
+    return dict(pearson=tree_pearson(d, i, j) if d.std() else math.nan, **{name: min(f[k], 1.) for name, k in (("mAP", "map"), ("min_k", "map_min"), ("sep", "sep"), ("balanced", "balanced"))}, mAP_k=[min(k, 1.) for k in f["map_levels"]],   # weights add up to 1 but for rounding
                 distortion=distortion(apart, path) if apart.min() > 0 else None, blobs=blob_reference())
 
 # %% ../../nbs/api/ternary/31_hierarchy.ipynb #a3716932
@@ -210,7 +210,7 @@ def measure_points(
     if z.ndim != 2 or len(z) != len(index): raise UsageError(f"one point [d] for each of the {len(index)} tables is needed, got the shape {list(z.shape)}")
     if not (inside := torch.isfinite(z).all(1) & (c * z.square().sum(1) < 1)).all(): raise UsageError(f"{int((~inside).sum()):,} of {len(z):,} points do not lie inside the ball of radius {c ** -.5:g}")
     if tree and len(np.unique(index)) != OPERATIONS: raise UsageError(f"tree fidelity is about all {OPERATIONS} points, got {len(index)}")
-    v, r, norm = table_valuation(index), distance0(z, c).numpy(), torch.linalg.vector_norm(z, dim=1).numpy()
+    v, r, norm = table_valuation(index), distance0(z, c).numpy().round(12), torch.linalg.vector_norm(z, dim=1).numpy()
     h, s, apart = hierarchy_of(r, v), level_statistics(r, v), distance_correlation_of(z, index, c, seed)
     rich = {"euclidean": richness_of(norm, v), "hyperbolic": richness_of(r, v)}
     return EncoderMeasures(path, len(z), coverage_mu, coverage_hyp, *(h[k] for k in ("rho", "rho_limit", "ratio", "gamma", "violations")), tuple(h["gaps"].tolist()), h["min_gap"],
