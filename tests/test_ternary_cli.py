@@ -182,6 +182,14 @@ def test_like_files_are_compared(cli, two, tmp_path):
     code, said, _ = cli("compare", *two); assert code == 0 and "b − a" in said and "COLLAPSED" in said
 
 
+def test_runs_are_compared_like_files(cli, shelf, two, tmp_path):
+    of_files = json.loads(cli("compare", *two, "--json")[1]); keyed = lambda r: {(x["metric"], x["path"], x["n"]): x["values"] for x in r["rows"] if x["unit"] != "rows/s"}
+    code, said, err = cli("compare", two[0], shelf[1], "--json"); assert (code, err) == (0, "") and (r := json.loads(said))["names"] == ["a", shelf[1].name]
+    assert r["settings"] == of_files["settings"] and keyed(r) == keyed(of_files), "a run is measured in the way of the file beside it"
+    code, said, err = cli("compare", two[0], "no-such-run"); assert (code, said) == (4, "") and one_sentence(err) and "geonb runs list" in err
+    empty = tmp_path/"empty"; empty.mkdir(); code, said, err = cli("compare", two[0], empty); assert code in (2, 3) and said == "" and one_sentence(err)
+
+
 def test_unlike_files_are_refused(cli, shelf, two, tmp_path):
     for n in (50_000, 195_000): assert cli("benchmark", shelf[0], "--n", n, "--decode", "argmax", "--trials", "1", "--no-baselines", "--out", tmp_path/f"{n}.json")[0] == 0
     one, md = json.loads(two[0].read_text()), tmp_path/"c.md"; md.write_text("kept")

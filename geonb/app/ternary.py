@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ternary', 'Bundle', 'Draws', 'Decode', 'Trials', 'Seed', 'Rho', 'Out', 'percent', 'plus_minus', 'warning',
            'evaluation_text', 'missing_csv', 'evaluate_command', 'analysis_text', 'png', 'analyze_command',
-           'benchmark_text', 'benchmark_command', 'benchmark_file', 'compare_command']
+           'benchmark_text', 'benchmark_command', 'benchmark_file', 'is_file', 'measured', 'compare_command']
 
 # %% ../../nbs/api/app/08_ternary.ipynb #0102011b
 from pathlib import Path
@@ -174,23 +174,40 @@ def benchmark_file(
     "Read a benchmark; one sentence when it is not there or not readable."
     from geonb.core.atomic import canonical_json, read_json
     try:
-        if path.expanduser().is_dir(): raise UsageError(f"{path} is a folder; compare reads files that `geonb ternary benchmark RUN --out FILE` wrote")
         if not path.expanduser().is_file(): raise DataMissing(f"there is no file {path}; `geonb ternary benchmark RUN --out FILE` makes one")
         found = read_json(path.expanduser()); canonical_json(found)
     except OSError as e: raise DataMissing(f"{str(path)[:80]} cannot be read ({e.strerror})") from None
     except (ValueError, RecursionError): raise CheckFailed(f"{path.name} holds numbers that are not finite, or is nested too deeply") from None
     return found
 
+def is_file(
+    name: str,   # as given to compare
+) -> bool:       # False: the name of a run
+    "A benchmark's file, there or not."
+    try: return name.endswith(".json") or Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError): return False
+
+def measured(
+    names: list,   # files of benchmarks and runs, mixed
+) -> list:         # benchmarks
+    "Benchmarks as they are; runs measured now, in the way of the first benchmark among them."
+    from geonb.ternary.comparison import benchmark, opened
+    found = {i: benchmark_file(Path(n)) for i, n in enumerate(names) if is_file(n)}; runs = {i: opened(n) for i, n in enumerate(names) if i not in found}   # every name is known before the first minute is spent
+    s = next((f["settings"] for f in found.values() if isinstance(f, dict) and isinstance(f.get("settings"), dict)), {}) if runs else {}
+    try: ways = {k: s[k] for k in ("n", "decode", "trials", "seed", "rho")} if s else {}
+    except KeyError as e: raise CheckFailed(f"the first benchmark is not whole: its settings have no {e.args[0]}") from None
+    return [found[i] if i in found else benchmark(runs[i][0], runs[i][1], trained=runs[i][2], baselines=False, **ways) for i in range(len(names))]
+
 @ternary.command("compare")
 def compare_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Two or more files of `geonb ternary benchmark --out`; differences are taken against the first.")],
+    files: Annotated[list[str], typer.Argument(metavar="BUNDLE|FILE", help="Two or more runs, or files of `geonb ternary benchmark --out`; a run is measured now, with the settings of the first file. Differences are taken against the first.", autocompletion=complete_ternary)],
     markdown_file: Annotated[Optional[Path], typer.Option("--markdown", metavar="F.md", help="Also write the table to this Markdown file.")] = None,
     as_json: Json = False,
 ):
     "Benchmarks side by side: tables, shares (%), nats, rows/s, with differences; refuses (exit 2) what was not measured alike."
-    out = writable(markdown_file, "--markdown", files)
+    out = writable(markdown_file, "--markdown", [Path(f) for f in files if is_file(f)])
     if len(files) < 2: raise UsageError(f"a comparison needs two benchmarks or more, got {len(files)}")
-    results = [benchmark_file(f) for f in files]
+    results = measured(files)
     from geonb.ternary.comparison import cells, compare, markdown
-    names = [f.stem for f in files]; compared = compare(results, names if len(set(names)) == len(names) else [str(f) for f in files])
+    names = [Path(f).stem if is_file(f) else r["metadata"]["run_id"] for f, r in zip(files, results)]; compared = compare(results, names if len(set(names)) == len(names) else [str(f) for f in files])
     keep(out, markdown(compared)); say(compared, table(*cells(compared)), as_json)

@@ -11,8 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..core.atomic import read_json
-from ..core.bundles import find_run, require_sound
+from ..core.bundles import start_bundle
 from ..core.config import RunConfig, shown
 from ..core.errors import UsageError
 from .operations import positions, subset
@@ -154,7 +153,7 @@ class TrainTernaryV5_5(OptimiserParameters):
         full = {k: v for k, v in base.items() if k not in ("mode",)} | {"mode": mode} | given
         for (switch, off), keys in IDLE.items():
             for k in keys:
-                if full.get(switch) == off and k in given and k in base and given[k] != base[k]: raise ValueError(f"{k}={shown(given[k])} would do nothing with {switch}={off!r}")
+                if full.get(switch) == off and k in given and k in base and given[k] not in (base[k], 0, "off"): raise ValueError(f"{k}={shown(given[k])} would do nothing with {switch}={off!r}")
         return full
 
     @model_validator(mode="after")
@@ -176,9 +175,4 @@ class TrainTernaryV5_5(OptimiserParameters):
 
     def check_data(self):
         "Raise one sentence when the bundle to start from is not on this machine, or is none of this laboratory."
-        if self.start is None: return
-        path = find_run(self.start, self.runs_root)
-        if not (path/"manifest.json").is_file(): raise UsageError(f"start={shown(self.start)} holds no finished bundle: give a run id of `geonb runs list` or a bundle's folder")
-        about = read_json(path/"config.json"); lab = about.get("laboratory") if isinstance(about, dict) else None
-        if lab != self.laboratory: raise UsageError(f"start={shown(self.start)} is a bundle of the laboratory {lab!r}, not of {self.laboratory!r}")
-        require_sound(path)
+        if self.start is not None: start_bundle(self.start, self.runs_root, self.laboratory)
