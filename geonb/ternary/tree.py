@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAVES', 'DEEP', 'LEVEL_OF', 'widened', 'TreeCode', 'mean_distances', 'tree_code', 'polar', 'head_logits',
-           'shared_weights', 'CodeWeights', 'place_errors', 'code_terms', 'tree_batch', 'nested_chain', 'parting',
-           'pair_distances', 'pair_term', 'polish', 'head_errors']
+           'shared_weights', 'digit_loss', 'CodeWeights', 'place_errors', 'code_terms', 'tree_batch', 'nested_chain',
+           'parting', 'pair_distances', 'pair_term', 'polish', 'misread', 'TreeRecipe', 'rate', 'tree_parameters',
+           'train_code']
 
 # %% ../../nbs/api/ternary/36_tree.ipynb #a3b282a3
 from dataclasses import dataclass
@@ -100,6 +101,14 @@ def shared_weights(
     return .5/len(v) + .5/((count > 0).sum()*count[v])
 
 # %% ../../nbs/api/ternary/36_tree.ipynb #9accf599
+def digit_loss(
+    logits: Tensor,  # [n, 9, 3]
+    target: Tensor,  # digits int64 [n, 9] in 0 to 2
+) -> Tensor:         # scalar >= 0
+    "Mean cross-entropy of the digits; the general function is slow over a last axis of three."
+    a, b, c = logits.unbind(-1); top = torch.maximum(torch.maximum(a, b), c).detach()
+    return (((a - top).exp() + (b - top).exp() + (c - top).exp()).log() + top - logits.gather(-1, target[..., None])[..., 0]).mean()
+
 @dataclass(frozen=True)
 class CodeWeights:
     "Weights of the terms of `code_terms`."
@@ -136,7 +145,7 @@ def code_terms(
 ) -> dict:               # weighted terms; their sum is the loss
     "The terms of the code recipe."
     e, w, k = place_errors(radii, directions, code, index), shared_weights(v), weights
-    return {"ce": k.ce*F.cross_entropy(logits.flatten(0, 1), target.flatten()),
+    return {"ce": k.ce*digit_loss(logits, target),
             "place": k.place*(w*((e.square() + k.soft**2).sqrt() - k.soft)).sum(), "square": k.square*(w*e.square()).sum().clamp_max(50),
             "band": k.band*band_terms(radii, v, code.limits, k.margin), "variance": k.variance*variance_term(radii, v, k.floor)}
 
@@ -207,11 +216,68 @@ def polish(
     with torch.no_grad(): r, u = polar(net, x, path); t = r[:, None]/2*u
     opt = torch.optim.AdamW(net.decoder_H.parameters(), lr=lr, weight_decay=0.)
     for step in range(steps):
-        if step % check == 0 and head_errors(net, t, target) == 0: return step
-        opt.param_groups[0]["lr"] = lr*(1 - step/steps); i = torch.randint(LEAVES, (batch,), generator=g)
-        opt.zero_grad(); F.cross_entropy(net.decoder_H(t[i]).flatten(0, 1), target[i].flatten()).backward(); opt.step()
+        if step % check == 0:
+            wrong = misread(net, t, target)[:batch//8]   # the rows that matter come with every batch
+            if len(wrong) == 0: return step
+        opt.param_groups[0]["lr"] = lr*(1 - step/steps); i = torch.cat([torch.randint(LEAVES, (batch - len(wrong),), generator=g), wrong])
+        opt.zero_grad(); digit_loss(net.decoder_H(t[i]), target[i]).backward(); opt.step()
     return steps
 
-def head_errors(net, t, target):
-    "How many tables the head misreads."
-    with torch.no_grad(): return int((net.decoder_H(t).argmax(-1) != target).any(1).sum())
+def misread(net, t, target):
+    "Which tables the head reads wrongly."
+    with torch.no_grad(): return (net.decoder_H(t).argmax(-1) != target).any(1).nonzero()[:, 0]
+
+# %% ../../nbs/api/ternary/36_tree.ipynb #6803b65b
+@dataclass(frozen=True)
+class TreeRecipe:
+    "The constants of a training towards a code."
+    code: str = "S"              # of `CODES`
+    steps: int = 16000           # optimiser steps before the head is polished
+    random: int = 384            # rows beside the 243 deep ones
+    lr: float = 3e-3             # largest
+    last: float = 2e-6           # at the end
+    warm: float = .05            # share of the steps in which the rate rises
+    weight_decay: float = 1e-5
+    clip: float = 1.             # largest norm of the gradient
+    weights: CodeWeights = CodeWeights()
+
+def rate(
+    step: int,       # from 0
+    steps: int,      # in all
+    lr: float,       # largest
+    last: float,     # at the end
+    warm: float,     # share of the steps in which it rises
+) -> float:
+    "Learning rate of a step: a line up, then half a cosine down."
+    f = (step + 1)/steps
+    return lr*f/warm if f < warm else last + (lr - last)*(1 + np.cos(np.pi*(f - warm)/(1 - warm)))/2
+
+def tree_parameters(
+    net,               # TernaryVAEV5_11_PartialFreeze with a hyperbolic head
+    path: str = "B",   # pathway
+) -> list:             # trained: encoder means, projection, head
+    "What a tree recipe trains; everything else is frozen, in place."
+    for part in net.parts: net.freeze(part, True)
+    net.freeze(f"encoder_{path}", False); net.freeze(f"projection_{path}", False); net.freeze("decoder_H", False)
+    for p in net.part("encoder", path).fc_logvar.parameters(): p.requires_grad_(False)   # no sampling, so no gradient
+    return [p for p in net.parameters() if p.requires_grad]
+
+def train_code(
+    net,                                # with R = 0.99, a projection per pathway, a hyperbolic head; in place
+    seed: int = 0,                      # of the batches
+    recipe: TreeRecipe = TreeRecipe(),
+    path: str = "B",                    # pathway
+    steps: int | None = None,           # stop after these, on the schedule of the whole
+    each=None,                          # called as each(step, terms) after each step
+) -> dict:                              # terms of the last step
+    "Train one pathway towards a code, without the polish."
+    code, x, target, g = tree_code(recipe.code), trit_tensor(), (trit_tensor() + 1).long(), torch_stream(seed, "order")
+    ps = tree_parameters(net, path); net.train(); terms = {}
+    opt = torch.optim.AdamW(ps, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    for step in range(recipe.steps if steps is None else steps):
+        opt.param_groups[0]["lr"] = rate(step, recipe.steps, recipe.lr, recipe.last, recipe.warm)
+        i = tree_batch(g, recipe.random); r, u = polar(net, x[i], path)
+        terms = code_terms(r, u, head_logits(net, r, u), code, i, LEVEL_OF[i], target[i], recipe.weights)
+        opt.zero_grad(); sum(terms.values()).backward(); torch.nn.utils.clip_grad_norm_(ps, recipe.clip); opt.step()
+        if each: each(step, terms)
+    net.eval(); return {k: float(t.detach()) for k, t in terms.items()}
