@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from geonb.core.callbacks import usual_callbacks
 from geonb.core.errors import CheckFailed
+from geonb.core.seeds import torch_stream
+from geonb.core.state import load_state, save_state
+from geonb.core.training import Stage, Task, Trainer, fit, restore_task, task_state
 from geonb.ternary.coverage import trit_tensor
 from geonb.ternary.hyperbolic import HyperbolicSpec, TernaryVAEV5_11_PartialFreeze, architecture_of, build_hyperbolic, load_exact
+from geonb.ternary.kfac import KFAC
 
 GOLDEN = json.loads((Path(__file__).parent/"hyperbolic_keys.json").read_text())
 COUNTS = {"dual": (101_663, 48), "dual_controller": (103_269, 56), "dual_dropout": (101_663, 48), "structural": (149_151, 60), "structural_dropout": (149_151, 60), "dual_head": (106_074, 54), "single": (98_829, 37)}
@@ -85,3 +90,71 @@ def test_the_forbidden_way_of_loading_occurs_nowhere(root):
     words = "strict" + "=False|load_state_dict[(].*strict" + " *= *False"   # the run parameter `strict` is another thing
     found = [p for folder in ("geonb", "nbs", "tests", ".ci") for p in (root/folder).rglob("*") if p.suffix in (".py", ".ipynb", ".md") and re.search(words, p.read_text(encoding="utf-8"))]
     assert found == []
+
+
+# --- K-FAC inside the trainer
+
+class Small(Task):
+    "Encoder B, its projection and the head learn a batch under K-FAC; what is saved is what the trainer saves."
+    stages = (Stage("train", 3),)
+    def __init__(self, graft="adam", bad=()):
+        super().__init__(); net = build_hyperbolic(HyperbolicSpec(decoder_H=True, projection_dropout=.1), 4); self.bad, self.steps, self.net = bad, 4, net
+        net.freeze("projection_A"); self.modules["net"] = net; self.streams["data"] = self
+        self.optimisers["net"] = KFAC(net, net.groups(3e-3), refresh=3, graft=graft, weight_decay=1e-4); self.schedules["net"] = lambda i, n: 3e-3*(1 - i/n)
+    def batch(self, epoch, i): return {"x": trit_tensor()[torch.randint(19683, (64,), generator=torch_stream(5, "small", epoch, i))], "bad": (epoch, i) in self.bad}
+    def loss(self, batches):
+        x = batches["data"]["x"]; out = self.net.decode_hyp("B", self.net.embed(x, "B"))
+        return {"ce": torch.nn.functional.cross_entropy(out.reshape(-1, 3), (x.long() + 1).flatten()) * (torch.nan if batches["data"]["bad"] else 1)}
+
+
+@pytest.mark.parametrize("graft", ["adam", "none"])
+def test_kfac_continues_bit_for_bit_from_a_checkpoint_on_disk(tmp_path, graft):
+    class Keep:
+        "Save the state after the second epoch: 8 steps, two after an inversion."
+        order = 0
+        def after_epoch(self, t):
+            if t.total_epoch == 2: save_state(tmp_path/"state", task_state(t.task))
+    whole = Small(graft); torch.manual_seed(0); fit(whole, callbacks=[Keep()])
+    second = Small(graft); restore_task(second, load_state(tmp_path/"state"))
+    t = Trainer(second); t.epoch, t.step, t.total_epoch, t.started = 2, 8, 2, True; t.fit()
+    one, two = task_state(whole), task_state(second)
+    assert one["tensors"].keys() == two["tensors"].keys() and all(torch.equal(v, two["tensors"][k]) for k, v in one["tensors"].items())
+    flat = lambda s: {(i, k): torch.as_tensor(v) for i, own in s["optimisers"]["net"]["state"].items() for k, v in own.items()}
+    one, two = flat(one), flat(two); assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items()), [k for k in one if k not in two or not torch.equal(one[k], two[k])]
+
+
+def test_kfac_frozen_layers_and_a_refused_batch():
+    "A batch of NaN inside training is as if it had not been there, for weights and for the factors."
+    start = {k: v.clone() for k, v in Small().net.state_dict().items()}; task = Small(bad={(1, 2)}); torch.manual_seed(0); t = fit(task, callbacks=usual_callbacks(task, None, "none", 5.))
+    assert t.skips == 1 and all(torch.as_tensor(v).isfinite().all() for own in task.optimisers["net"].state.values() for v in own.values())
+    moved = {k for k, v in task.net.state_dict().items() if not torch.equal(v, start[k])}
+    assert {".".join(k.split(".")[:2]) for k in moved} == {"encoder_B.encoder", "encoder_B.fc_mu", "projection.proj_B", "decoder_H.decoder"} and not any("isp_c" in k for k in moved)
+    assert task.optimisers["net"].state[task.net.encoder_B.fc_mu.weight]["seen"] == 11   # of 12 steps
+
+
+def test_kfac_twenty_steps_of_a_convex_problem_always_go_down():
+    "Multinomial regression on a full batch: twenty steps, every one of them downhill."
+    g = torch_stream(9, "convex"); x = torch.randn(300, 5, generator=g) @ torch.diag(torch.tensor([100., 10, 1, .1, .01])); y = (x @ torch.randn(5, 3, generator=g)).argmax(1)
+    for graft, lr in [("none", .05), ("adam", .002)]:
+        net = torch.nn.Linear(5, 3); torch.nn.init.zeros_(net.weight); torch.nn.init.zeros_(net.bias); optimiser, losses = KFAC(net, lr=lr, graft=graft, momentum=0.), []
+        for _ in range(21):
+            optimiser.zero_grad(); loss = torch.nn.functional.cross_entropy(net(x), y); loss.backward(); optimiser.step(); losses.append(loss.item())
+        assert all(b < a for a, b in zip(losses, losses[1:])), (graft, losses)
+
+
+def test_kfac_layer_used_twice_sees_both_uses():
+    "A shared projection: its factors are the mean over all rows of both calls, with each call's own scale."
+    g = torch_stream(8, "twice"); a, b = torch.randn(6, 3, generator=g), torch.randn(10, 3, generator=g); net = torch.nn.Linear(3, 2); optimiser = KFAC(net, refresh=1)
+    grads = torch.cat([net(a).cos(), -net(b).sin()]).detach()   # of one example's own loss at the output
+    (net(a).sin().sum(1).mean() + net(b).cos().sum(1).mean()).backward(); optimiser.step(); s = optimiser.state[net.weight]
+    rows = torch.cat([torch.cat([a, b]), torch.ones(16, 1)], 1); torch.testing.assert_close(s["A"], rows.T @ rows / 16)
+    torch.testing.assert_close(s["G"], grads.T @ grads / 16); assert s["seen"] == 1 and not optimiser.pending
+
+
+def test_kfac_leaves_no_trace_of_a_backward_without_a_step():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)); twin = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)); twin.load_state_dict(net.state_dict())
+    x = torch.randn(20, 3, generator=torch_stream(7, "trace")); one, two = KFAC(net), KFAC(twin)
+    net(1000*x).square().mean().backward()   # a measurement
+    for m, o in [(net, one), (twin, two)]: o.zero_grad(); m(x).square().mean().backward(); o.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters()))
+    one.close(); net(x).mean().backward(); assert not one.pending
