@@ -14,4 +14,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, dict(
     Operation="operations", operation="operations", tables="operations", index_of="operations", truth_table="operations", apply="operations", valuation="operations", subset="operations", NAMED="operations",
     reconstruction="coverage", coverage_table="coverage", sampling_counts="coverage", ideal_coverage="coverage", draws_for="coverage", effective_operations="coverage", union_coverage="coverage", ensemble="coverage",
     evaluate="evaluation", analyze="evaluation", benchmark="comparison", compare="comparison",
+    TernaryVAEV5_11_PartialFreeze="hyperbolic", HyperbolicSpec="hyperbolic", load_exact="hyperbolic", ensure_checkpoint="checkpoints", download_checkpoint="checkpoints", list_checkpoints="checkpoints", upload_checkpoint="checkpoints", upload_directory="checkpoints",
+    read_checkpoint="checkpoints", load_checkpoint="checkpoints", measure_checkpoint="checkpoints",
     latent_block="latent", valuation_profile="latent", untrained="baselines", collapsed="baselines", QuantileCodec="baselines", PlainVAE="baselines"))
