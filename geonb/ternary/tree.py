@@ -6,7 +6,7 @@
 __all__ = ['LEAVES', 'DEEP', 'LEVEL_OF', 'widened', 'TreeCode', 'mean_distances', 'tree_code', 'polar', 'head_logits',
            'shared_weights', 'digit_loss', 'CodeWeights', 'place_errors', 'code_terms', 'tree_batch', 'nested_chain',
            'parting', 'pair_distances', 'pair_term', 'polish', 'misread', 'TreeRecipe', 'rate', 'tree_parameters',
-           'train_code']
+           'descend', 'train_code']
 
 # %% ../../nbs/api/ternary/36_tree.ipynb #a3b282a3
 from dataclasses import dataclass
@@ -180,13 +180,13 @@ def parting(
     return LEVEL_OF[(i - j).abs()]
 
 def pair_distances(
-    radii: Tensor,       # [n]
-    directions: Tensor,  # [n, d]
+    radii: Tensor,       # [..., n]
+    directions: Tensor,  # [..., n, d]
     eta: float = 1e-6,   # under the root, for training
-) -> Tensor:             # [n, n], float64
-    "Distances of all pairs of a batch; the inner products are taken in float64, where 1 - cos keeps its digits."
-    r, u = radii.double(), directions.double(); s = r.sinh()
-    h = ((r[:, None] - r)/2).sinh().square() + s[:, None]*s*(1 - u @ u.T).clamp_min(0)/2 + eta
+) -> Tensor:             # [..., n, n], float64
+    "Distances of all pairs; the inner products are taken in float64, where 1 - cos keeps its digits."
+    r, u = radii.double(), F.normalize(directions.double(), dim=-1); s = r.sinh()
+    h = ((r[..., :, None] - r[..., None, :])/2).sinh().square() + s[..., :, None]*s[..., None, :]*(1 - u @ u.mT).clamp_min(0)/2 + eta
     return 2*h.sqrt().asinh()
 
 def pair_term(
@@ -262,22 +262,33 @@ def tree_parameters(
     for p in net.part("encoder", path).fc_logvar.parameters(): p.requires_grad_(False)   # no sampling, so no gradient
     return [p for p in net.parameters() if p.requires_grad]
 
+def descend(
+    net,               # in place
+    terms,             # function: step -> dict of terms, whose sum is the loss
+    recipe,            # with steps, lr, last, warm, weight_decay and clip
+    path: str = "B",   # pathway
+    steps: int | None = None,   # stop after these, on the schedule of the whole
+    each=None,         # called as each(step, terms) after each step
+) -> dict:             # terms of the last step
+    "AdamW on what a tree recipe trains."
+    ps, last = tree_parameters(net, path), {}; net.train()
+    opt = torch.optim.AdamW(ps, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    for step in range(recipe.steps if steps is None else steps):
+        opt.param_groups[0]["lr"] = rate(step, recipe.steps, recipe.lr, recipe.last, recipe.warm)
+        opt.zero_grad(); last = terms(step); sum(last.values()).backward(); torch.nn.utils.clip_grad_norm_(ps, recipe.clip); opt.step()
+        if each: each(step, last)
+    net.eval(); return {k: float(t.detach()) for k, t in last.items()}
+
 def train_code(
     net,                                # with R = 0.99, a projection per pathway, a hyperbolic head; in place
     seed: int = 0,                      # of the batches
     recipe: TreeRecipe = TreeRecipe(),
     path: str = "B",                    # pathway
-    steps: int | None = None,           # stop after these, on the schedule of the whole
-    each=None,                          # called as each(step, terms) after each step
+    **kwargs,                           # steps and each of `descend`
 ) -> dict:                              # terms of the last step
     "Train one pathway towards a code, without the polish."
     code, x, target, g = tree_code(recipe.code), trit_tensor(), (trit_tensor() + 1).long(), torch_stream(seed, "order")
-    ps = tree_parameters(net, path); net.train(); terms = {}
-    opt = torch.optim.AdamW(ps, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    for step in range(recipe.steps if steps is None else steps):
-        opt.param_groups[0]["lr"] = rate(step, recipe.steps, recipe.lr, recipe.last, recipe.warm)
+    def terms(step):
         i = tree_batch(g, recipe.random); r, u = polar(net, x[i], path)
-        terms = code_terms(r, u, head_logits(net, r, u), code, i, LEVEL_OF[i], target[i], recipe.weights)
-        opt.zero_grad(); sum(terms.values()).backward(); torch.nn.utils.clip_grad_norm_(ps, recipe.clip); opt.step()
-        if each: each(step, terms)
-    net.eval(); return {k: float(t.detach()) for k, t in terms.items()}
+        return code_terms(r, u, head_logits(net, r, u), code, i, LEVEL_OF[i], target[i], recipe.weights)
+    return descend(net, terms, recipe, path, **kwargs)
