@@ -170,7 +170,7 @@ def radial_hierarchy(
     point = ((1 + torch.exp(.4*v))*(radii - target_radius(v, inner, outer)).square()).mean()
     i, j = draw_pairs(len(v), pairs, generator); dv = v[j] - v[i]
     want = .5*dv.abs()*(outer - inner)/(LEVELS - 1); ahead = dv.sign()*(radii[i] - radii[j])   # radius of the lower level minus that of the higher
-    return point + margin_weight*mean_over(((want - ahead).relu())*(dv != 0), (dv != 0).sum())
+    return point + margin_weight*mean_over((want - ahead).relu(), (dv != 0).sum())
 
 def radial_stratification(
     radii: Tensor,     # [n]
