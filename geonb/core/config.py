@@ -160,6 +160,7 @@ LABORATORIES = {  # laboratory -> its module
 RUNS = {          # run notebook -> where its parameter model is
     "train_pentachora": "geonb.pentachora.config:TrainPentachora",
     "train_ternary_v5_5": "geonb.ternary.config:TrainTernaryV5_5",
+    "train_ternary_v5_11": "geonb.ternary.hyperbolic_config:TrainTernaryV5_11",
 }
 
 def run_config(

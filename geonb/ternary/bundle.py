@@ -28,7 +28,9 @@ def started_from(
 ) -> tuple:    # (network or None, {} or {"start": SHA-256 of its weights file}: part of the run's data)
     "The network a run starts from, when it starts from one."
     if config.start is None: return None, {}
-    path = require_sound(find_run(config.start, config.runs_root)); model = load_bundle(path); want = ModelSpec(kind=config.model, latent_dim=config.latent_dim, order=config.order)
+    path = require_sound(find_run(config.start, config.runs_root)); model = load_bundle(path)
+    if not isinstance(model, TernaryVAE): raise UsageError(f"start={path.name} holds a hyperbolic model; a run of v5.5 starts from one of v5.5")
+    want = ModelSpec(kind=config.model, latent_dim=config.latent_dim, order=config.order)
     if (model.spec.kind, model.spec.latent_dim) != (want.kind, want.latent_dim): raise UsageError(f"start={path.name} holds a {model.spec.kind} model of width {model.spec.latent_dim}, and this run asks for {want.kind} of width {want.latent_dim}")
     name = read_json(path/"config.json")["dataset"]
     return model.net, {"start": sha256(path/"weights"/f"model_{name}.safetensors")}
@@ -110,8 +112,9 @@ def save(
 
 def load_bundle(
     path,   # folder of a finished run
-) -> TernaryVAE:
+) -> TernaryVAE:   # or HyperbolicVAE, as the bundle says
     "The model of a bundle, after the bundle has been verified; a damaged one is refused by name."
     b, config = described(path, "ternary")
+    if config["model"].get("kind") == "hyperbolic": from geonb.ternary.hyperbolic_bundle import load_hyperbolic; return load_hyperbolic(b)
     spec = ModelSpec.read(config["model"]); net = build(spec); read_weights(b, {"model": net}, config["dataset"])
     return TernaryVAE(spec, net)

@@ -26,7 +26,7 @@ PRESETS["advanced"] = {k: p | dict(use_kfac=False) for k, p in PRESETS["advanced
 
 # %% ../../nbs/api/ternary/40_hyperbolic_config.ipynb #01e75247
 NEEDS_START = tuple(_published)
-EVERY = ("recipe", "preset", "start", *RunConfig.model_fields)
+EVERY = ("recipe", "preset", "start", "measure_tree", *RunConfig.model_fields)
 
 def reads(
     recipe: str,   # a key of `PRESETS`
@@ -42,6 +42,7 @@ class RecipeParameters(RunConfig):
     preset: Literal["quick", "full"] = "quick"
     start: Annotated[str | None, Field(max_length=1000, description="run id or folder of a ternary bundle whose weights training starts from")] = None
     holdout: Annotated[float, Field(ge=0, le=.9, description="share of every level 0 to 6 that is never trained on")] | None = None
+    measure_tree: Annotated[bool, Field(description="measure how faithful the distances are to the 3-adic tree, some seconds")] = True
     use_kfac: bool | None = None
     ae_epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
     epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -101,5 +102,7 @@ class TrainTernaryV5_11(StepParameters):
 
     def check_data(self):
         "Raise one sentence when the bundle to start from is not on this machine, or is none of this laboratory."
-        if self.start is not None: start_bundle(self.start, self.runs_root, self.laboratory)
+        if self.start is not None:
+            model = start_bundle(self.start, self.runs_root, self.laboratory)[1]["model"]
+            if model.get("kind") == "plain" or model.get("latent_dim") != 16 or model.get("order", "little") != "little": raise UsageError(f"start={shown(self.start)} holds no two encoders of width 16 that read the nine positions in geonb's order: its model is {shown(model)}")
         elif self.recipe in NEEDS_START: raise DataMissing(f"recipe={self.recipe!r} starts from a finished run and start is not given: `geonb run train_ternary_v5_5` makes one, then pass start=RUN")
