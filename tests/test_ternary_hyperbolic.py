@@ -1,8 +1,10 @@
 "The hyperbolic network against the published tensor names, K-FAC inside the trainer, the tropical report against the network itself."
+import copy
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +13,12 @@ from geonb.core.errors import CheckFailed
 from geonb.core.seeds import torch_stream
 from geonb.core.state import load_state, save_state
 from geonb.core.training import Stage, Task, Trainer, fit, restore_task, task_state
+from geonb.geometry.padic import valuation
+from geonb.geometry.poincare import distance0
 from geonb.ternary.coverage import trit_tensor
 from geonb.ternary.hyperbolic import HyperbolicSpec, TernaryVAEV5_11_PartialFreeze, architecture_of, build_hyperbolic, load_exact
 from geonb.ternary.kfac import KFAC
+from geonb.ternary.tropical import affine_layers, affine_maps, borders, encoder_layers, patterns, quotient, tropical_report
 
 GOLDEN = json.loads((Path(__file__).parent/"hyperbolic_keys.json").read_text())
 COUNTS = {"dual": (101_663, 48), "dual_controller": (103_269, 56), "dual_dropout": (101_663, 48), "structural": (149_151, 60), "structural_dropout": (149_151, 60), "dual_head": (106_074, 54), "single": (98_829, 37)}
@@ -158,3 +163,48 @@ def test_kfac_leaves_no_trace_of_a_backward_without_a_step():
     for m, o in [(net, one), (twin, two)]: o.zero_grad(); m(x).square().mean().backward(); o.step()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters()))
     one.close(); net(x).mean().backward(); assert not one.pending
+
+
+# --- tropical report
+
+def learnt(task, seed, steps=150):
+    "A fresh encoder B, or one that has learnt the levels' radii."
+    net = build_hyperbolic(HyperbolicSpec(), seed); x = trit_tensor(); v = torch.as_tensor(valuation(np.arange(len(x)), top=9)); high = torch.nonzero(v >= 4)[:, 0]; g = torch_stream(seed, "order"); o = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    for _ in range(steps if task else 0):
+        i = torch.cat([torch.randint(len(x), (256,), generator=g), high]); o.zero_grad(); (distance0(net.embed(x[i], "B")) - 3.6*(1 - v[i]/10)).square().mean().backward(); o.step()
+    return net
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_learning_levels_does_to_the_pieces_holds_at_other_seeds(seed):
+    "Maps of one effective direction, borders gathered at the first trit; the fresh network has neither."
+    x = trit_tensor().double(); fresh, levels = (tropical_report(encoder_layers(learnt(task, seed), "B"), x) for task in (False, True))
+    first = lambda r: r["trit_borders"][0] / np.mean(r["trit_borders"][4:])
+    assert max(row["rank"] for row in levels["levels"]) < 1.1 < 2 < min(row["rank"] for row in fresh["levels"])
+    assert first(levels) > 1.25*first(fresh)
+    assert [row["points"] for row in fresh["levels"]] == [13122, 4374, 1458, 486, 162, 54, 18, 6, 2, 1]
+
+
+def test_regions_maps_and_quotient_of_a_decoder():
+    "The other ReLU network of the model: region by region against the module itself, in double."
+    net = build_hyperbolic(HyperbolicSpec(decoder_H=True), 7); layers = affine_layers(net.decoder_H.decoder); z = torch.randn(500, 16, generator=torch_stream(7, "z")).double(); whole = copy.deepcopy(net.decoder_H.decoder).double()
+    pats = patterns(layers, z); W, c = affine_maps(layers, pats); assert [p.shape[1] for p in pats] == [32, 64]
+    torch.testing.assert_close((W @ z[..., None])[..., 0] + c, whole(z), rtol=0, atol=1e-12)
+    P, Q = quotient(layers, z); torch.testing.assert_close(P - Q, whole(z), rtol=0, atol=1e-11)
+    seen = {}   # hooks on the module see the same neurons on
+    for i in (1, 3): whole[i].register_forward_hook(lambda m, a, out, i=i: seen.update({i: out > 0}))
+    whole(z); assert torch.equal(seen[1], pats[0]) and torch.equal(seen[3], pats[1])
+
+
+def test_borders_agree_with_a_fine_walk():
+    "Pattern changes in 50,000 steps: one in each step that holds a border."
+    layers = encoder_layers(build_hyperbolic(HyperbolicSpec(), 3), "A")
+    for k in range(3):
+        a, b = torch.randn(2, 9, generator=torch_stream(3, "ends", k)).double(); exact = borders(layers, a, b); steps = 50_000
+        r = np.packbits(torch.cat(patterns(layers, a + torch.linspace(0, 1, steps + 1).double()[:, None]*(b - a)), 1).numpy(), axis=1)
+        assert int((r[1:] != r[:-1]).any(1).sum()) == torch.unique((exact*steps).floor()).numel() <= len(exact) and len(exact) > 50
+
+
+def test_tropical_report_is_plain_and_repeats():
+    layers = encoder_layers(build_hyperbolic(HyperbolicSpec(), 0), "A"); x = trit_tensor().double(); one, two = tropical_report(layers, x, 1), tropical_report(layers, x, 1)
+    assert one == two and json.loads(json.dumps(one)) == one and tropical_report(layers, x, 2)["kinship"] != one["kinship"]
