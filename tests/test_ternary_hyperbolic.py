@@ -175,7 +175,7 @@ def learnt(task, seed, steps=150):
     return net
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_what_learning_levels_does_to_the_pieces_holds_at_other_seeds(seed):
     "Maps of one effective direction, borders gathered at the first trit; the fresh network has neither."
     x = trit_tensor().double(); fresh, levels = (tropical_report(encoder_layers(learnt(task, seed), "B"), x) for task in (False, True))

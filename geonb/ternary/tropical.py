@@ -124,7 +124,7 @@ def level_table(
     layers,      # from affine_layers
     pats,        # from patterns, of operations `index`
     index,       # int [n]
-    most=500,    # operations of a level whose maps are taken
+    most=300,    # operations of a level whose maps are taken
 ):               # [{valuation, points, patterns, rank, stretch}]: patterns of the last hidden layer; effective rank and largest singular value, means over the regions' maps
     "The pieces, level by level."
     v, rows = valuation(index, top=9), []
@@ -175,7 +175,7 @@ def tropical_report(
 def plane(
     base,          # a table [9], whose other trits stay
     trits=(0, 1),  # the two that vary
-    n=300,         # points to a side
+    n=220,         # points to a side
     reach=1.2,     # from -reach to reach
 ):                 # float64 [n, n, 9]: first axis the second trit, upwards
     "Points of a plane through the cube of tables."
