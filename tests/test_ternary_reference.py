@@ -64,7 +64,8 @@ def test_the_reference_variances_are_those_of_the_start(dual):
     from geonb.ternary.operations import valuation
     with torch.no_grad(): norm = net.embed(trit_tensor(), "A").norm(dim=1).double().numpy()
     assert objective.rich.reference.numpy() == pytest.approx(np.nan_to_num(level_statistics(norm, valuation(np.arange(3**9)))["variance"]), rel=1e-3, abs=1e-9)
-    assert t["richness"].isfinite()
+    assert t["richness"].isfinite() and not net.training
+    assert ReferenceObjective(r, net) and not net.training and ReferenceObjective(r, net.train()) and net.training   # measuring leaves the mode as it was
 
 
 def test_two_epochs_of_v5_11_build_a_hierarchy(dual):
