@@ -276,7 +276,7 @@ def descend(
     for step in range(recipe.steps if steps is None else steps):
         opt.param_groups[0]["lr"] = rate(step, recipe.steps, recipe.lr, recipe.last, recipe.warm)
         opt.zero_grad(); last = terms(step); sum(last.values()).backward(); torch.nn.utils.clip_grad_norm_(ps, recipe.clip); opt.step()
-        if each: each(step, last)
+        if each: each(step, {k: t.detach() for k, t in last.items()})
     net.eval(); return {k: float(t.detach()) for k, t in last.items()}
 
 def train_code(
