@@ -61,10 +61,13 @@ def notes_of(
     name: str,        # for messages
 ):                    # (notes, [names of what was left out])
     "Everything beside the weights that holds no tensor, made plain."
-    def heavy(x, depth=0): return isinstance(x, torch.Tensor) or depth < 32 and any(heavy(v, depth + 1) for v in (x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()))
+    def heavy(x, budget, depth=0):   # bounded: a few bytes of pickle can describe a billion values, or a list that holds itself
+        budget[0] -= 1
+        if isinstance(x, torch.Tensor) or budget[0] < 0 or depth > 32: return isinstance(x, torch.Tensor)
+        return any(heavy(v, budget, depth + 1) for v in (x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()))
     rest = {str(k): v for k, v in content.items() if k != key} if key else {}
     if "geonb" in rest: raise CheckFailed(f"{name} holds an entry 'geonb', which is the name of geonb's own notes")
-    left = [k for k, v in rest.items() if k.startswith(("optim", "sched", "scaler")) or heavy(v)]
+    left = [k for k, v in rest.items() if k.startswith(("optim", "sched", "scaler")) or heavy(v, [20_000])]
     return {k: plain(v, f"{name}: {k}", [100_000]) for k, v in rest.items() if k not in left}, left
 
 # %% ../../nbs/api/ternary/39_checkpoints.ipynb #963be475
@@ -118,7 +121,7 @@ def read_checkpoint(
     "Read a checkpoint without running it. Raises `CheckFailed` for anything that is not exactly one, `DataMissing` when there is none."
     folder = Path(str(path)).expanduser()
     for p in (os.path.abspath(folder), os.path.realpath(folder) if "\0" not in str(path) else ""): permitted(p, allow_unsafe_entry)   # neither a link nor the working directory hides what it is
-    if "\0" not in str(path) and folder.is_dir() and (folder/"metadata.json").exists(): return _converted(folder, max_radius)
+    if os.path.isfile(folder/"metadata.json"): return _converted(folder, max_radius)
     data = file_bytes(path); name, digest = folder.name, sha256(data)
     if (lock := hub.locked(folder)) and lock[1]["sha256"] != digest: raise CheckFailed(f"{name} is not the file that was fetched (SHA-256 {digest[:12]}…, locked {lock[1]['sha256'][:12]}…)")
     if (entry := entry_of(path)) and entry.sha256 not in (None, digest) and folder.name == Path(entry.path).name: raise CheckFailed(f"{name} is not the published file (SHA-256 {digest[:12]}…, published {entry.sha256[:12]}…)")
@@ -130,7 +133,8 @@ def read_checkpoint(
         spec, assumed = spec_of(state, notes, folder.absolute(), max_radius)
         c = Checkpoint(state, notes | {"geonb": dict(schema=1, source=dict(file=name, sha256=digest, bytes=len(data)), state_key=key, left_out=left, assumed=assumed)}, spec)
         c.build(); return c   # every key has its place, or one sentence names those without
-    except UsageError as e: raise CheckFailed(f"{name}: {e}") if max_radius is None else e from None   # the file's own R, or the user's
+    except CheckFailed as e: raise CheckFailed(f"{name}: {e}") from None
+    except UsageError as e: raise (CheckFailed(f"{name}: {e}") if max_radius is None else e) from None   # the file's own R, or the user's
 
 def _tensors(data, name):
     "State dict of a .safetensors file's bytes."
@@ -149,7 +153,9 @@ def _converted(folder, max_radius=None):
     try: notes = json.loads(file_bytes(folder/"metadata.json")); own = notes["geonb"]; kind = {"HyperbolicSpec": HyperbolicSpec, "ModelSpec": ModelSpec}[own["kind"]]; spec = kind.read(own["spec"])
     except (KeyError, TypeError, ValueError, RecursionError): raise CheckFailed(f"metadata.json in {folder.name} is not as convert writes it") from None
     data = file_bytes(folder/"model.safetensors")
-    c = Checkpoint(sound(_tensors(data, folder.name), len(data), folder.name), notes, spec if max_radius is None else spec.model_copy(update={"max_radius": max_radius})); c.build(); return c
+    c = Checkpoint(sound(_tensors(data, folder.name), len(data), folder.name), notes, spec if max_radius is None else spec.model_copy(update={"max_radius": max_radius}))
+    try: c.build(); return c
+    except UsageError as e: raise (CheckFailed(f"{folder.name}: {e}") if max_radius is None else e) from None
 
 # %% ../../nbs/api/ternary/39_checkpoints.ipynb #9f9a0c9c
 def convert(
@@ -163,7 +169,7 @@ def convert(
     source = Path(path).expanduser(); final = source.with_suffix("") if folder is None else Path(folder).expanduser(); safe_name(final.name, "folder")
     c = read_checkpoint(path, max_radius, allow_unsafe_entry)
     if source.is_dir(): raise UsageError(f"{source.name} is converted already")
-    if final.is_symlink() or final.exists(): raise UsageError(f"{final} exists: name another folder")
+    if os.path.lexists(final): raise UsageError(f"{final} exists: name another folder")
     if bad := not_finite(c.metadata, source.name): raise CheckFailed(f"{bad} is not a finite number, which metadata.json cannot hold")
     try:
         with building(final) as new:
