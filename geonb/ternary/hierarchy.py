@@ -11,7 +11,7 @@ __all__ = ['LEVELS', 'paired', 'level_statistics', 'correlation', 'spearman', 'b
 import math
 import numpy as np
 import torch
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from ..core.errors import UsageError, did_you_mean
 from ..core.seeds import stream
 from ..geometry.padic import concordance, distortion, level_counts, spearman_limit, tree_anchors, tree_fidelity, tree_pearson, uniform_pairs, valuation
@@ -217,6 +217,7 @@ def measure_points(
                            *(tuple(s[k].tolist()) for k in ("count", "mean", "variance")), {f"{how}_{k}": m[k] for how, m in rich.items() for k in ("unweighted", "weighted")}, rich["hyperbolic"]["floor"],
                            apart, apart["padic"] - 1.5 * h["rho"], tree_of(z[torch.as_tensor(np.argsort(index))], c, seed) if tree else None)
 
+# %% ../../nbs/api/ternary/31_hierarchy.ipynb #a7fdc663
 def exact_share(
     logits,    # [n, 9, 3]
     index,     # which tables [n]
