@@ -73,7 +73,21 @@ bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"reconstruction.npz");
 print(json.dumps([max(int((model.predict(path=p) != kept[f"predicted_{p}"]).sum()) for p in "AB"), len(kept["index"])]))
 """)
 
-ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY)}
+HYPERBOLIC = Row(
+    notebook="train_ternary_v5_11", laboratory="ternary", dataset="v5_11", steps=28, epochs=2,
+    quick=dict(ae_epochs=1, epochs=1, holdout=.9, batch=150, eval_every=1, measure_tree=False, device="cpu"),
+    wrong={"misspelt": ("epocs", "3", ("UsageError: ", "'epocs'", "did you mean 'epochs'?")), "ill-typed": ("epochs", "many", ("UsageError: ", "epochs='many'", "str", "a whole number from 1 to 100000 or null")),
+           "out of range": ("lr", "7.5", ("UsageError: ", "lr=7.5", "a number above 0 to 1 or null")), "data not here": ("start", "nothing-r1", ("DataMissing: ", "nothing-r1", "geonb runs list"))},
+    other=dict(seed=1, epochs=3, lr=.002, strict=True, band_gap=.05),
+    files=("reconstruction.npz", "trajectory.npz", "plane.npz", "diagnostics.json", "weights/model_v5_11.safetensors"),
+    predictions="reconstruction.npz",
+    reproduce="""
+import sys, json, pathlib, numpy as np, geonb
+bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"reconstruction.npz"); model = geonb.load(bundle)
+print(json.dumps([max(float((model.predict() != kept["predicted_B"]).sum()), float(np.abs(model.radius() - kept["radius_B"]).max())), len(kept["index"])]))
+""")
+
+ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC)}
 
 
 # ---- the real way ----
@@ -140,7 +154,8 @@ class Spoil(warm.Callback):
     def __init__(self, kind, at): self.kind, self.at = kind, at
     def first(self, t): return next(iter(t.task.optimisers.values())).param_groups[0]["params"][0]
     def before_fit(self, t):
-        if self.kind == "gradient": self.first(t).register_hook(lambda g: g*float("nan") if t.step in self.at else None)
+        if self.kind == "gradient":   # of everything, since a later stage may train what an earlier one leaves alone
+            for p in (p for m in t.task.modules.values() for p in m.parameters() if p.requires_grad): p.register_hook(lambda g: g*float("nan") if t.step in self.at else None)
         if self.kind == "loss":
             loss = t.task.loss
             def bad(batches): out = loss(batches); k = next(iter(out)); return out | {k: out[k]*(float("nan") if t.step in self.at else 1)}

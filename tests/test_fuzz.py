@@ -19,8 +19,9 @@ TEXTS = ["", " ", "\n", "\0", "a\0b", "\ud800", "\x1b[31m", "é" * 3, "数字", 
          "__import__('os').system('touch pwned')", "true", "null", "nan", "1e999", "auto", "cuda", "cpu", "none"]
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 256, 10**6, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, -2**63, 10**40, 10**5000, .0, -.0, .5, 1., 1.5, 1e-320, 1e308, -1e308, math.nan, math.inf, -math.inf]
 NAMED = {"dataset": ["digits", "mnist", "bloodmnist", "Digits", "no/such.npz"], "start": [None, None, "null", "0123456789-r1", "no/such", "a run that is not here"]}
-SAID = {"dataset": [("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine")],
-        "start": [("subset", "comutative", "did you mean 'commutative'"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")]}
+SAID = {"train_pentachora": [("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine")],
+        "train_ternary_v5_5": [("subset", "comutative", "did you mean 'commutative'"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
+        "train_ternary_v5_11": [("recipe", "structural", "geonb run train_ternary_v5_5"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")]}
 OTHERS = [None, True, False, [], {}, (), [1, 2], [[[[1]]]], {"a": {"b": 1}}, {1: 2}, {"seed": 1}, b"bytes", {1, 2}, complex(1, 2), object, range(3), ..., [math.nan], "x" * 100_000]
 
 
@@ -117,7 +118,7 @@ def test_5_through_papermill(name, place, runs_root, tmp_path_factory):
     notebook = ROOT/"nbs"/f"{name}.ipynb"
     if not notebook.is_file(): pytest.skip(f"{name} is not here")
     wrong = [("epochz", "3", "unknown parameter 'epochz' (did you mean 'epochs'?)"), ("epochs", "many", "epochs='many' (str) is not allowed"), ("seed", "-1", "seed=-1 (int) is not allowed"),
-             *SAID["dataset" if "dataset" in run_config(name).model_fields else "start"]]
+             *SAID[name]]
     env = {**os.environ, "GEONB_RUNS": str(runs_root), "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython"))}
     out = tmp_path_factory.mktemp("out")
     jobs = [subprocess.Popen([BIN/"papermill", notebook, out/f"{i}.ipynb", "-p", parameter, value, "--no-progress-bar"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=env) for i, (parameter, value, _) in enumerate(wrong)]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from ..core.artifacts import read_npz
 from ..core.atomic import read_json
 from ..core.callbacks import outcome
+from ..core.seeds import stream
 from ..geometry.poincare import distance0
 from .coverage import decoded_index, trit_tensor
 from .hierarchy import measure
@@ -126,7 +127,7 @@ def band_figure(
         ax = axes[0, 0]
         for k in range(10):
             if report.diagnostics["limits"]: low, high = report.diagnostics["limits"][k]; ax.fill_between([k - .4, k + .4], low, high, color="0.9", lw=0, label="band it was given" if k == 0 else None)
-            at = r[v == k]; some = at[:: max(1, len(at)//300)]
+            at = r[v == k]; some = stream(0, "dots", k).permutation(at)[:300]
             ax.plot(k + np.linspace(-.25, .25, len(some)), some, ".", ms=1.5, color=PALETTE[0]); ax.plot([k, k], [at.min(), at.max()], color=PALETTE[1], lw=1.6, label="lowest to highest" if k == 0 else None)
             ax.annotate(f"{len(at):,}", (k, at.max()), (0, 4), textcoords="offset points", ha="center", fontsize=7)
         ax.set(xlabel="3-adic valuation (number of operations above the bar)", ylabel="hyperbolic radius", xticks=range(10)); ax.legend(loc="upper right")
@@ -182,7 +183,7 @@ def tree_figure(report: HyperbolicReport):
             ax.bar(np.arange(1, 9) + (i - (len(known) - 1)/2)*w, f["mAP_k"], w, color=PALETTE[i], label=f"{p}: mAP {f['mAP']:.3f}, separated {f['sep']:.1%}, Pearson {f['pearson']:.3f} (three blobs: {f['blobs']:.3f})")
         if not known: ax.text(.5, .5, "measure_tree=false: not measured", ha="center", transform=ax.transAxes)
         else: ax.legend(loc="upper left")
-        ax.set(xlabel="k: classes modulo 3^k", ylabel="mAP$_k$", ylim=(0, 1.25), xticks=range(1, 9), yticks=np.arange(0, 1.01, .2))
+        ax.set(xlabel="k: classes modulo $3^k$", ylabel="mAP$_k$", ylim=(0, 1.25), xticks=range(1, 9), yticks=np.arange(0, 1.01, .2))
     return fig
 
 # %% ../../nbs/api/ternary/42_hyperbolic_report.ipynb #6e23523c

@@ -20,6 +20,7 @@ from .hierarchy import hierarchy_of, richness_of
 from .hyperbolic import HyperbolicSpec, branch, build_hyperbolic, key_errors
 from .hyperbolic_config import TrainTernaryV5_11
 from .hyperbolic_losses import Bands, band_terms, variance_term
+from .kfac import KFAC
 from .losses import table_nll
 from .operations import OPERATIONS, valuation
 from .rows import LevelledTables, OperationFrames
@@ -62,8 +63,9 @@ class HyperbolicTask(Task):
                  start=None):   # weights to begin with {key: tensor}; None: those of the seed
         super().__init__(); c = self.config = config
         self.spec = self.blueprint(); self.net = build_hyperbolic(self.spec, c.seed); self.taken = take_over(self.net, start) if start else []
-        self.parts, self.device, self.clip = split_levels(c.holdout or 0., c.seed), device, getattr(c, "clip", None) or 1.
-        self.modules["model"] = self.net; self.streams["train"] = LevelledTables(self.parts["train"], LEVEL[self.parts["train"]], c.batch, c.seed, device)
+        self.parts, self.device, self.clip = split_levels(c.holdout or 0., c.seed), device, c.clip or 1.
+        self.modules["model"] = self.net
+        if c.batch: self.streams["train"] = LevelledTables(self.parts["train"], LEVEL[self.parts["train"]], c.batch, c.seed, device)
         self.film = OperationFrames({"wrong": torch.uint8, "radius": torch.half, "norm": torch.half}); self.callbacks = [self.film]
         self.everything, self.now = trit_tensor().to(device), {"epoch": 0}
     def state(self): return {"now": self.now}
@@ -77,11 +79,15 @@ class HyperbolicTask(Task):
         "The parameters of some parts, thawed; everything else rests."
         for name in self.net.parts: self.net.freeze(name, name not in parts)
         return [w for name in parts for w in self.net.parts[name].parameters() if w.requires_grad]
-    def optimise(self, parts, lr, weight_decay, warmup=None, final=1e-3):
-        "A fresh AdamW for some parts of the network, up to `lr` and down again over the stage."
-        warmup = self.config.warmup_frac if warmup is None else warmup
-        self.optimisers["adamw"] = torch.optim.AdamW(self.moving(*parts), lr=lr, weight_decay=weight_decay, fused=True)
-        self.schedules["adamw"] = lambda step, steps: warmup_cosine(step, steps, lr, warmup, final)
+    def optimise(self, parts, lr, weight_decay, schedule, kfac=None):
+        "A fresh AdamW, or K-FAC, for some parts of the network: names of parts, or parameter groups."
+        for o in self.optimisers.values(): o.close() if isinstance(o, KFAC) else None
+        params, name = self.moving(*parts) if isinstance(parts[0], str) else parts, "kfac" if self.config.use_kfac else "adamw"
+        self.optimisers.clear(); self.schedules.clear(); self.schedules[name] = schedule
+        self.optimisers[name] = KFAC(self.net, params, **dict(lr=lr) | (kfac or {}), weight_decay=weight_decay) if self.config.use_kfac else torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+    def cycle(self, lr, warmup):
+        "Up to `lr` and down again over the stage."
+        return lambda step, steps: warmup_cosine(step, steps, lr, warmup, 1e-3)
 
 # %% ../../nbs/api/ternary/41_hyperbolic_task.ipynb #a02e4eec
 @patch
@@ -109,7 +115,8 @@ def measured(self:HyperbolicTask):
         exact, radius = (s["wrong"][i] == 0).numpy(), s["radius"][i].numpy(); h, rich = hierarchy_of(radius[train], LEVEL[train]), richness_of(radius[train], LEVEL[train])
         row |= {f"val/exact_{p}": int(exact[train].sum()), f"val/rho_{p}": h["rho"], f"val/gamma_{p}": h["gamma"], f"val/violations_{p}": h["violations"], f"val/gap_{p}": h["min_gap"], f"val/rich_{p}": rich["unweighted"], f"val/floor_{p}": rich["floor"]}
         if len(test): row |= {f"val/heldout_{p}": float(exact[test].mean()), f"val/heldout_rho_{p}": hierarchy_of(radius[test], LEVEL[test])["rho"]}
-    return row | {"val/exact_mu": self.exact_mu()} | {"val/score": self.score(row)}
+    row["val/exact_mu"] = self.exact_mu()
+    return row | {"val/score": self.score(row)}
 
 @patch
 def score(self:HyperbolicTask, row):
@@ -128,7 +135,7 @@ class DirectTask(HyperbolicTask):
         c, head = self.config, self.stages[t.stage].name == "hyperbolic head"; self.head = head
         if head and "decoder_H" not in self.taken: branch(self.net)   # a start may bring a head of its own
         self.streams["train"].cut(c.batch, c.always if head else None)
-        self.optimise(["encoder_B", "projection_B", "decoder_H"] if head else ["encoder_A", "decoder_A"], c.lr if head else c.ae_lr, c.weight_decay if head else 1e-4)
+        self.optimise(["encoder_B", "projection_B", "decoder_H"] if head else ["encoder_A", "decoder_A"], 0., c.weight_decay if head else 1e-4, self.cycle(c.lr if head else c.ae_lr, c.warmup_frac))
         self.weights.clear(); self.weights.update({"ce": c.ce_weight, "bands": c.band_weight, "variance": c.variance_weight} if head else {"ce": 1.})
     def loss(self, batches):
         b, c, net = batches["train"], self.config, self.net
@@ -147,8 +154,8 @@ class TreeTask(HyperbolicTask):
     def on_stage(self, t):
         c = self.config; self.polishing = self.stages[t.stage].name == "head"; self.rested = None
         self.streams["train"].cut(512 if self.polishing else c.batch, None if self.polishing else c.always)
-        if self.polishing: self.optimise(["decoder_H"], 1e-3, 0., 0.)
-        else: self.optimise(["encoder_B", "projection_B", "decoder_H"], c.lr, c.weight_decay)
+        if self.polishing: self.optimise(["decoder_H"], 0., 0., self.cycle(1e-3, 0.))
+        else: self.optimise(["encoder_B", "projection_B", "decoder_H"], 0., c.weight_decay, self.cycle(c.lr, c.warmup_frac))
         self.weights.clear(); self.weights.update({"ce": 1.} if self.polishing else {"ce": c.ce_weight, "place": c.code_weight, "square": .3, "band": c.band_weight, "variance": c.variance_weight})
     def loss(self, batches):
         b, net = batches["train"], self.net
