@@ -180,6 +180,7 @@ def benchmark_file(
     except (ValueError, RecursionError): raise CheckFailed(f"{path.name} holds numbers that are not finite, or is nested too deeply") from None
     return found
 
+# %% ../../nbs/api/app/08_ternary.ipynb #39e1d851
 def is_file(
     name: str,   # as given to compare
 ) -> bool:       # False: the name of a run
@@ -198,6 +199,7 @@ def measured(
     except KeyError as e: raise CheckFailed(f"the first benchmark is not whole: its settings have no {e.args[0]}") from None
     return [found[i] if i in found else benchmark(runs[i][0], runs[i][1], trained=runs[i][2], baselines=False, **ways) for i in range(len(names))]
 
+# %% ../../nbs/api/app/08_ternary.ipynb #a77aeb66
 @ternary.command("compare")
 def compare_command(
     files: Annotated[list[str], typer.Argument(metavar="BUNDLE|FILE", help="Two or more runs, or files of `geonb ternary benchmark --out`; a run is measured now, with the settings of the first file. Differences are taken against the first.", autocompletion=complete_ternary)],
