@@ -18,9 +18,9 @@ from ..core.errors import DataMissing, UsageError
 # %% ../../nbs/api/ternary/40_hyperbolic_config.ipynb #d3771d2a
 _bands = dict(max_radius=.99, band_top=4.88, band_width=.4, band_gap=.1, band_margin=.03, level_variance=.0145)
 _direct = _bands | dict(holdout=0., use_kfac=False, ae_epochs=4, ae_lr=5e-3, epochs=60, batch=256, lr=5e-3, weight_decay=1e-5, clip=1., warmup_frac=.1, always=4, ce_weight=3., band_weight=2., variance_weight=.3, eval_every=4)
-_tree = dict(max_radius=.99, code="S", holdout=0., use_kfac=False, epochs=312, polish_epochs=120, batch=384, lr=3e-3, weight_decay=1e-5, clip=1., warmup_frac=.05, always=4, band_margin=.01, level_variance=.0065, ce_weight=1., code_weight=4., band_weight=2., variance_weight=.3, eval_every=16)
+_tree = dict(max_radius=.99, code="S", holdout=0., use_kfac=False, epochs=200, polish_epochs=100, batch=384, lr=5e-3, weight_decay=1e-5, clip=1., warmup_frac=.05, always=4, band_margin=.01, level_variance=.0065, ce_weight=1., code_weight=4., band_weight=2., variance_weight=.3, eval_every=20)
 _published = dict(v5_11=100, homeostasis=50, homeostatic_rich=150, structural=50, progressive=50, max_hierarchy=100, advanced=100)   # epochs
-PRESETS = {"direct": {"full": _direct, "quick": _direct | dict(epochs=24, eval_every=2)}, "tree": {"full": _tree, "quick": _tree | dict(epochs=60, polish_epochs=20, eval_every=6)},
+PRESETS = {"direct": {"full": _direct, "quick": _direct | dict(epochs=24, eval_every=2)}, "tree": {"full": _tree, "quick": _tree | dict(epochs=50, polish_epochs=20, eval_every=5)},
            **{name: {"full": dict(epochs=n, eval_every=1), "quick": dict(epochs=8, eval_every=1)} for name, n in _published.items()}}
 PRESETS["advanced"] = {k: p | dict(use_kfac=False) for k, p in PRESETS["advanced"].items()}
 
