@@ -78,7 +78,7 @@ def grouped_pair_term(
 @dataclass(frozen=True)
 class PairRecipe:
     "The constants of a training from distances of pairs."
-    steps: int = 24000           # optimiser steps before the head is polished
+    steps: int = 16000           # optimiser steps before the head is polished
     groups: int = 48             # of ten leaves, beside the 81 of valuation >= 5
     step: float = .3             # of `wanted_distances`
     top: float = 5.
