@@ -93,11 +93,11 @@ def test_two_seeds_without_training_differ_and_agree():
     for seed in (1, 2):
         n = definitions("loosely"); c, g = {k: test for k, (_, test) in n["claims"].items()}, n["stream"](seed, "twin")
         spec = n["HyperbolicSpec"](max_radius=.99, projection_dropout=.1); net = n["build_hyperbolic"](spec, seed).eval()
-        x, v = n["trit_tensor"](), n["valuation"](np.arange(n["OPERATIONS"]))
-        with torch.no_grad(): saved, loaded = n["spearman"](v, net.embed(x, "B").norm(dim=1).numpy()), []
+        x, v, few = n["trit_tensor"](), n["valuation"](np.arange(n["OPERATIONS"])), slice(0, 3000)
+        with torch.no_grad(): saved, loaded = n["spearman"](v[few], net.embed(x[few], "B").norm(dim=1).numpy()), []
         for i in range(4):
             guess = n["build_hyperbolic"](spec.model_copy(update=dict(projection_dropout=0.)), 100 * seed + i).eval(); n["loosely"](guess, net.state_dict())
-            with torch.no_grad(): loaded.append(n["spearman"](v, guess.embed(x, "B").norm(dim=1).numpy()))
+            with torch.no_grad(): loaded.append(n["spearman"](v[few], guess.embed(x[few], "B").norm(dim=1).numpy()))
         r = 9. - v + .8 * g.random(len(v)); r[v == 0] = 9.
         wide, narrow = n["richness_of"](r / 10, v)["unweighted"], n["richness_of"](2 * np.arctanh(r / 10), v)["unweighted"]
         snapped = n["measure"](n["label_snap"](net), "A").rho
