@@ -241,7 +241,7 @@ def test_the_hub_is_gone_and_the_cache_is_not(place, out, tmp_path):
         assert c("download", "mine/a.pt", "-o", "two")[0] == 0 and (tmp_path/"cwd"/"two"/"mine"/"a.pt").read_bytes() == (place.repo/"mine"/"a.pt").read_bytes()
         for args in (("download", "max_hierarchy", "-o", "three"), ("download", "mine/a.pt", "-o", "one", "--force"), ("list",), ("upload", tmp_path/"cwd"/"one"/"mine"/"a.pt", "--send")):
             code, _, err = c(*args); assert code == 4 and err.splitlines()[-1].startswith("geonb: ") and "Traceback" not in err, args
-        assert time.perf_counter() - start < 15 and not (tmp_path/"cwd"/"three").exists(), "the library alone would knock for more than 20 s at each"
+        assert time.perf_counter() - start < 40 and not (tmp_path/"cwd"/"three").exists(), "five commands; the library alone would knock for more than 20 s at each"
         (blob,) = [p for p in (tmp_path/"home").rglob("blobs/*") if p.stat().st_size > 1000]; blob.write_bytes(blob.read_bytes()[:-1] + b"x")
         assert c("download", "mine/a.pt", "-o", "four")[0] == 3 and not (tmp_path/"cwd"/"four").exists(), "a cache that has changed is no copy"
     finally: c.close()

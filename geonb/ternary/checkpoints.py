@@ -55,6 +55,7 @@ def sound(
         out[k] = t.detach().clone(memory_format=torch.contiguous_format)
     return out
 
+# %% ../../nbs/api/ternary/39_checkpoints.ipynb #05b3a2c3
 def notes_of(
     content: dict,    # what a .pt file holds
     key: str | None,  # where its weights lie; None: it is nothing else
@@ -136,6 +137,7 @@ def read_checkpoint(
     except CheckFailed as e: raise CheckFailed(f"{name}: {e}") from None
     except UsageError as e: raise (CheckFailed(f"{name}: {e}") if max_radius is None else e) from None   # the file's own R, or the user's
 
+# %% ../../nbs/api/ternary/39_checkpoints.ipynb #130c0869
 def _tensors(data, name):
     "State dict of a .safetensors file's bytes."
     from safetensors.torch import load
