@@ -69,6 +69,7 @@ def radius(self:HyperbolicVAE,
     "How far out each operation lies; deep ones, whose index 3 divides often, lie near the centre."
     return distance0(self.embed(operations, path).double(), self.net.curvature(self.checked(path)).item()).numpy()
 
+# %% ../../nbs/api/ternary/45_hyperbolic_vae.ipynb #ca3b6ffe
 @patch
 def neighbours(self:HyperbolicVAE,
     what,        # an operation
