@@ -198,3 +198,9 @@ def test_every_parameter_is_read_or_refused():
         for k in {k for p in PRESETS.values() for k in p["full"]} - set(PRESETS[recipe]["full"]):
             value = next(p["full"][k] for p in PRESETS.values() if k in p["full"])
             with pytest.raises(UsageError, match=f"{k}=.*would do nothing in recipe='{recipe}'"): config(recipe=recipe, **{k: value})
+
+
+def test_what_measures_samplers_refuses_a_model_without_a_prior(runs_root):
+    "`geonb ternary evaluate` of a hyperbolic bundle: one sentence and exit 2."
+    c = config(**FEW["direct"] | dict(ae_epochs=0, epochs=1), runs_root=str(runs_root)); run = Run.open(c, task_name(c), {}, report=lambda s: None); task = make_task(c); t = fit(task, run); bundle = save(run, task, examine(task, t, run.dataset))
+    p = subprocess.run([BIN/"geonb", "ternary", "evaluate", str(bundle)], capture_output=True, text=True); assert p.returncode == 2 and "hyperbolic model" in p.stderr and len(p.stderr.strip().splitlines()) == 1

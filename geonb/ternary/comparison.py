@@ -22,6 +22,7 @@ from .baselines import QuantileCodec, collapsed, untrained
 from .bundle import load_bundle
 from .coverage import BLOCK, device_of, ideal_coverage, reconstruction_logits, trit_tensor
 from .evaluation import RHO, evaluate, settings, trials_of
+from .model import TernaryVAE
 from .operations import OPERATIONS
 
 # %% ../../nbs/api/ternary/26_comparison.ipynb #5fecaa2d
@@ -30,7 +31,9 @@ def opened(
     root=None,   # runs root in which ids are looked up
 ) -> tuple:      # (TernaryVAE, facts: dict, trained: bool [19683])
     "The model of a bundle, what identifies it, and what it was trained on; verified."
-    b = find_run(str(name), root); model = load_bundle(b); config, manifest, history = (read_json(b/f"{f}.json") for f in ("config", "manifest", "history")); p = config["parameters"]
+    b = find_run(str(name), root); model = load_bundle(b)
+    if not isinstance(model, TernaryVAE): raise UsageError(f"{b.name} holds a hyperbolic model, which has no prior to sample: `geonb.load(bundle).measure()` measures it")
+    config, manifest, history = (read_json(b/f"{f}.json") for f in ("config", "manifest", "history")); p = config["parameters"]
     weights = sorted((b/"weights").glob("*.safetensors"))
     facts = dict(run_id=manifest["run_id"], dataset=config["dataset"], **{k: p.get(k) for k in ("preset", "mode", "subset", "holdout", "seed")}, model=config["model"], epochs=len(history), kept_epoch=manifest["chosen"]["epoch"],
                  weights_sha256={f.name: sha256(f) for f in weights}, config_sha256=manifest["config_sha256"], bundle_sha256=sha256(b/"SHA256SUMS"), epoch_seconds=float(np.mean([r["seconds"] for r in history])))
