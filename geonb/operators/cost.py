@@ -47,6 +47,11 @@ class Profile:
         "The dimensions of theta."
         return theta_space(self.layers, self.channels, self.kernels, self.grid, **options)
 
+    def evolution(self, **options):        # of `Evolution`: dt, alpha, dropout_active, precision, baseline
+        "How its operators are rolled out."
+        from geonb.operators.dynamics import Evolution   # a table of costs needs no torch
+        return Evolution(self.timesteps, self.realizations, **options)
+
     def flop(self, layers, channels, kernel):   # arrays [N], or numbers
         "Operations of one operator: both halves of each multiply-add, all pixels, realisations and applications."
         macs = np.select([np.equal(layers, L) for L in range(1, 9)], [multiply_adds(L, np.asarray(channels, np.float64), np.asarray(kernel)) for L in range(1, 9)], np.nan)
