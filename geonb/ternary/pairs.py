@@ -48,6 +48,7 @@ def leaf_groups(
     away = (m//2) % 3**(8 - torch.arange(9))*3 + 1 + m % 2   # not divisible by 3
     return torch.cat([b, (b + away*3**torch.arange(9)) % LEAVES], 1)
 
+# %% ../../nbs/api/ternary/37_pairs.ipynb #b22609bd
 CORE = torch.arange(0, LEAVES, 243)   # the 81 leaves of valuation >= 5, in every batch
 
 def pair_weights(
@@ -62,6 +63,7 @@ def pair_weights(
     weight = torch.cat([1/(wanted.double().clamp_min(least)*count[:9]), torch.zeros(1)]); aim = torch.cat([wanted.double(), torch.zeros(1)])
     return [(aim[k], weight[k]) for k in kinds]
 
+# %% ../../nbs/api/ternary/37_pairs.ipynb #c577da5d
 def grouped_pair_term(
     radii: Tensor,       # [10 groups + 81]: the groups, one after the other, and `CORE`
     directions: Tensor,  # [10 groups + 81, d]
@@ -95,6 +97,7 @@ class PairRecipe:
     weight_decay: float = 1e-5
     clip: float = 1.             # largest norm of the gradient
 
+# %% ../../nbs/api/ternary/37_pairs.ipynb #4852a20e
 def pair_batch(
     generator: torch.Generator,
     groups: int = 48,  # of ten leaves
@@ -118,6 +121,7 @@ def pair_recipe_terms(
     return {"ce": (k.ce_first + (k.ce_last - k.ce_first)*share)*digit_loss(logits, target), "pair": grouped_pair_term(radii, directions, weights),
             "band": k.band*band_terms(radii, v, limits, k.margin), "variance": k.variance*variance_term(radii, v, k.floor)}
 
+# %% ../../nbs/api/ternary/37_pairs.ipynb #47a04350
 def train_pairs(
     net,                                # with R = 0.99, a projection per pathway, a hyperbolic head; in place
     seed: int = 0,                      # of the batches

@@ -121,6 +121,7 @@ class CodeWeights:
     margin: float = .01     # intervals are shrunk by this
     floor: float = .0065    # variance of radius from which a level pays nothing
 
+# %% ../../nbs/api/ternary/36_tree.ipynb #d7f11d9b
 def place_errors(
     radii: Tensor,       # hyperbolic [n]
     directions: Tensor,  # unit vectors [n, 16]
@@ -133,6 +134,7 @@ def place_errors(
     h = ((radii - t)/2).sinh().square() + radii.sinh()*t.sinh()*(directions - code.directions[index]).square().sum(1)/4 + eta
     return 2*h.sqrt().asinh()
 
+# %% ../../nbs/api/ternary/36_tree.ipynb #f2454cbf
 def code_terms(
     radii: Tensor,       # hyperbolic [n]
     directions: Tensor,  # unit vectors [n, 16]
@@ -170,6 +172,7 @@ def nested_chain(
     classes = torch.cat([b, (b + away + shift) % 729])
     return (classes[:, None] + 729*torch.arange(27)).flatten()
 
+# %% ../../nbs/api/ternary/36_tree.ipynb #4a2a4b14
 LEVEL_OF = torch.from_numpy(valuation(np.arange(LEAVES), top=9))   # valuation of each leaf and of each difference
 
 def parting(
@@ -189,6 +192,7 @@ def pair_distances(
     h = ((r[..., :, None] - r[..., None, :])/2).sinh().square() + s[..., :, None]*s[..., None, :]*(1 - u @ u.mT).clamp_min(0)/2 + eta
     return 2*h.sqrt().asinh()
 
+# %% ../../nbs/api/ternary/36_tree.ipynb #1fbff9c5
 def pair_term(
     distances: Tensor,     # [n, n] of a batch
     index: Tensor,         # its leaves, int64 [n]
@@ -262,6 +266,7 @@ def tree_parameters(
     for p in net.part("encoder", path).fc_logvar.parameters(): p.requires_grad_(False)   # no sampling, so no gradient
     return [p for p in net.parameters() if p.requires_grad]
 
+# %% ../../nbs/api/ternary/36_tree.ipynb #72af7173
 def descend(
     net,               # in place
     terms,             # function: step -> dict of terms, whose sum is the loss
