@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'NORMS', 'SCALES', 'METRICS', 'SUMMARY', 'CV', 'SUMMARY_AGGREGATED', 'curves', 'line_fit', 'rises',
-           'decay_time', 'first_time', 'evolution', 'windowed', 'unit', 'prediction_error', 'channel_order', 'slopes',
-           'flow', 'reversal', 'blurred', 'norms', 'drift', 'operator_sensitivity', 'trajectory_rows',
-           'summary_features', 'over_realisations']
+           'decay_time', 'first_time', 'evolution', 'windowed', 'unit', 'prediction_error', 'channel_order',
+           'neighbours', 'slopes', 'flow', 'reversal', 'blurred', 'norms', 'drift', 'operator_sensitivity',
+           'trajectory_rows', 'summary_features', 'over_realisations']
 
 # %% ../../nbs/api/operators/11_summary_features.ipynb #5c3d71d9
 import math
@@ -72,12 +72,13 @@ def evolution(
     E,               # energy [M, C, T]
     v,               # variance [M, C, T]
     pixels: int,     # H W
-    baseline=False,  # the published floor under a ratio
+    baseline=False,  # the published floor under a ratio, and threshold of a burst
 ):                   # [M, C, 18]
     "Growth, oscillation, regularity and events."
     T, tiny = m.shape[-1], 1e-12
     k = torch.fft.rfft(centred(E)).abs()[..., 1:].argmax(-1).double() + 1
-    rest = line_fit(m)[1]; total = centred(m).square().mean(-1); high = m > (m.mean(-1) + 2 * total.sqrt())[..., None]; three = high.unfold(-1, 3, 1).all(-1)
+    rest = line_fit(m)[1]; total = centred(m).square().mean(-1); above = lambda k: m > (m.mean(-1) + k * total.sqrt())[..., None]
+    high, three = above(2), above(2 if baseline else 1).unfold(-1, 3, 1).all(-1)
     floor = 1e-8 if baseline else 1e-8 + 1e-3 * (E[..., 0] / pixels).sqrt()
     found = [line_fit((E + tiny).log())[0], E.diff(n=2).abs().mean(-1), line_fit((v + tiny).log())[0], k / T, E.amax(-1) - E.amin(-1), T / k, decay_time(m), (m.diff().abs() + tiny).log().mean(-1),
              m.diff(n=2).abs().sum(-1) / (T - 2), (m.diff()[..., 1:] * m.diff()[..., :-1] < 0).sum(-1) / (T - 2), m[..., -1].abs() / (m[..., 0].abs() + floor), over(total - rest.square().mean(-1), total),
@@ -124,11 +125,19 @@ def channel_order(
     return torch.stack(lags + errors, 1)
 
 # %% ../../nbs/api/operators/11_summary_features.ipynb #1d5caace
+def neighbours(
+    u,   # fields [..., H, W]
+):       # right, left, below, above: [..., H, W] each
+    "The four neighbours of every pixel, around the edge."
+    p = torch.nn.functional.pad(u.flatten(0, -3)[:, None] if u.ndim > 2 else u[None, None], (1, 1, 1, 1), "circular").view(*u.shape[:-2], u.shape[-2] + 2, u.shape[-1] + 2)   # one copy and four views: faster than four shifts
+    return p[..., 1:-1, 2:], p[..., 1:-1, :-2], p[..., 2:, 1:-1], p[..., :-2, 1:-1]
+
 def slopes(
     u,   # fields [..., H, W]
 ):       # along x, along y: [..., H, W] each
     "Central differences, periodic."
-    return (u.roll(-1, -1) - u.roll(1, -1)) / 2, (u.roll(-1, -2) - u.roll(1, -2)) / 2
+    right, left, below, above = neighbours(u)
+    return (right - left).div_(2), (below - above).div_(2)
 
 def flow(
     u,   # one trajectory [T, C, H, W]

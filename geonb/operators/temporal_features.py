@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 from ..core.errors import UsageError
-from .initial_features import bins_of, centred, column_names, each_sample, entropy, modes, numbered, over, power, shares
-from .summary_features import slopes, unit
+from .initial_features import bins_of, centred, column_names, each_sample, modes, numbered, over, power
+from .summary_features import neighbours, slopes, unit
 
 # %% ../../nbs/api/operators/12_temporal_features.ipynb #28fd935a
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -56,7 +56,8 @@ def slope_features(
     u,   # frames [..., H, W]
 ):       # [..., 9]
     "Gradients and the Laplacian."
-    gx, gy = slopes(u); steep = (gx.square() + gy.square()).sqrt().flatten(-2); curved = (u.roll(1, -1) + u.roll(-1, -1) + u.roll(1, -2) + u.roll(-1, -2) - 4 * u).flatten(-2)
+    gx, gy = slopes(u); steep = (gx.square() + gy.square()).sqrt_().flatten(-2)
+    right, left, below, above = neighbours(u); curved = ((right + left).add_(below).add_(above).sub_(u, alpha=4)).flatten(-2)
     mean, x, y = steep.mean(-1), gx.abs().mean((-2, -1)), gy.abs().mean((-2, -1)); energy = curved.square().mean(-1)
     return torch.stack([mean, centred(steep).square().mean(-1).sqrt(), steep.amax(-1), x, y, over(x, y), curved.abs().mean(-1), energy.sqrt(), energy], -1)
 
@@ -112,8 +113,9 @@ def mutual_information(
     bins: int = 16,
 ):                 # [R], in nats
     "How much one channel tells about another, pixel by pixel."
-    p = shares(i * bins + j, bins * bins).view(-1, bins, bins)
-    return (entropy(p.sum(2)) + entropy(p.sum(1)) - entropy(p.flatten(1))).clamp_min(0)
+    R, P = i.shape; n = torch.arange(P + 1, dtype=torch.float64, device=i.device); term = torch.special.xlogy(n, n / P) / P   # counts are whole: a table of p log p
+    count = torch.bincount(((i * bins + j) + bins * bins * torch.arange(R, device=i.device)[:, None]).flatten(), minlength=R * bins * bins).view(R, bins, bins)
+    return (term[count].sum((1, 2)) - term[count.sum(2)].sum(1) - term[count.sum(1)].sum(1)).clamp_min(0)
 
 def channel_features(
     u,                # frames [R, C, H, W]
