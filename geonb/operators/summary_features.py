@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'NORMS', 'SCALES', 'METRICS', 'SUMMARY', 'CV', 'SUMMARY_AGGREGATED', 'curves', 'line_fit', 'rises',
-           'decay_time', 'first_time', 'evolution', 'windowed', 'unit', 'prediction_error', 'channel_order',
+           'decay_time', 'crossing_time', 'evolution', 'windowed', 'unit', 'prediction_error', 'channel_order',
            'neighbours', 'slopes', 'flow', 'reversal', 'blurred', 'norms', 'drift', 'operator_sensitivity',
            'trajectory_rows', 'summary_features', 'over_realisations']
 
@@ -61,11 +61,16 @@ def decay_time(
     below = below & (z.square().sum(-1, keepdim=True) > 0)
     return torch.where(below.any(-1), below.int().argmax(-1) + 1, most)
 
-def first_time(
-    yes,   # bool [..., T]
-):         # [...], 0 to 1
-    "First frame with a condition, as a share of all; 1 if there is none."
-    return torch.where(yes.any(-1), yes.int().argmax(-1).double() / yes.shape[-1], 1.)
+def crossing_time(
+    y,               # curves [..., T]
+    level,           # [..., 1]
+    baseline=False,  # whole frames, as published
+):                   # [...], 0 to 1
+    "When a curve first passes a level on the side away from its start, as a share of all frames; 1 if never."
+    T = y.shape[-1]; beyond = torch.where(level < y[..., :1], y < level, y > level); k = beyond.int().argmax(-1, keepdim=True)
+    before, after = y.gather(-1, (k - 1).clamp_min(0)), y.gather(-1, k)
+    back = 0 * level if baseline else torch.where(after == before, 0., (after - level) / torch.where(after == before, 1., after - before))   # the part of the last frame that lies beyond
+    return torch.where(beyond.any(-1), (k - back)[..., 0] / T, 1.)
 
 def evolution(
     m,               # mean [M, C, T]
@@ -82,7 +87,7 @@ def evolution(
     floor = 1e-8 if baseline else 1e-8 + 1e-3 * (E[..., 0] / pixels).sqrt()
     found = [line_fit((E + tiny).log())[0], E.diff(n=2).abs().mean(-1), line_fit((v + tiny).log())[0], k / T, E.amax(-1) - E.amin(-1), T / k, decay_time(m), (m.diff().abs() + tiny).log().mean(-1),
              m.diff(n=2).abs().sum(-1) / (T - 2), (m.diff()[..., 1:] * m.diff()[..., :-1] < 0).sum(-1) / (T - 2), m[..., -1].abs() / (m[..., 0].abs() + floor), over(total - rest.square().mean(-1), total),
-             rest.square().mean(-1), rises(high), rises(three) + three[..., 0], (m[..., 1:] * m[..., :-1] < 0).sum(-1), first_time(E < .5 * E[..., :1]), first_time(E > 2 * E[..., :1])]
+             rest.square().mean(-1), rises(high), rises(three) + three[..., 0], (m[..., 1:] * m[..., :-1] < 0).sum(-1), *(crossing_time(E, f * E[..., :1], baseline) for f in (.5, 2))]
     return torch.stack([f.double() for f in found], -1)
 
 # %% ../../nbs/api/operators/11_summary_features.ipynb #eeb2b9c1
