@@ -72,6 +72,7 @@ def crossing_time(
     back = 0 * level if baseline else torch.where(after == before, 0., (after - level) / torch.where(after == before, 1., after - before))   # the part of the last frame that lies beyond
     return torch.where(beyond.any(-1), (k - back)[..., 0] / T, 1.)
 
+# %% ../../nbs/api/operators/11_summary_features.ipynb #5510cc7c
 def evolution(
     m,               # mean [M, C, T]
     E,               # energy [M, C, T]
