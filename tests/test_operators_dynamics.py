@@ -96,6 +96,7 @@ def test_the_noise_enters_each_step_with_the_weight_of_the_operator(policy):
 def test_filtered_noise_keeps_its_variance_on_even_and_odd_grids(grid, length):
     op = NeuralOperator(Theta(base_channels=4, noise_scale=1., spatial_correlation=length, grid_size=grid), 1); w = op.weight.flatten(1)
     source = Noise(op, np.random.default_rng(3), 200); z = torch.cat([next(source) for _ in range(16)])
+    assert abs(source.energy(np.ones((grid, grid // 2 + 1))) - 1) < 1e-12                        # half of the modes stand for all of them
     torch.testing.assert_close(z.pow(2).mean((0, 2, 3)), (w @ w.T).diagonal(), rtol=.05, atol=0)
 
 
@@ -150,6 +151,7 @@ def test_shards_hold_every_sample_once_and_differ_by_less_than_one(seed):
         assert sorted(i for p in parts for i in p) == sorted(ids.tolist()) and all(p and p == sorted(p) for p in parts)
         assert max(loads) - min(loads) <= cost.max() + 1e-9 and np.all(np.diff(loads) < 1e-9)
         assert parts == shards(cost, target, ids)
+        if target == 40.: assert np.ptp([v for v, p in zip(loads, parts) if len(p) > 1]) < .5     # dearest first evens out the rest: one sample of 300 costs 3 on average
 
 
 def test_a_cost_model_stands_ten_per_cent_of_noise():
