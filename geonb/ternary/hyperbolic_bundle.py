@@ -54,6 +54,7 @@ def card_rows(report):
 # %% ../../nbs/api/ternary/43_hyperbolic_bundle.ipynb #e5400101
 ABOUT = {
     "direct": "An autoencoder (encoder A, decoder A), then a copy of it (encoder B, head H) moved into bands of hyperbolic radius, one per level. Bands say nothing about directions: expect no fidelity to the tree.",
+    "pairs": "Encoder B, its projection and head H were trained on distances of pairs alone: a wanted distance for each digit at which two operations part. No place, band or distance came from a known embedding. Encoder A and decoder A were not trained.",
     "tree": "Encoder B, its projection and head H were drawn towards the known places of an explicit tree embedding. Its fidelity to the tree is that of the construction: a known answer was distilled, not discovered. Encoder A and decoder A were not trained.",
 }
 REFERENCE = "The published recipe `{}`, restated from its description, from the weights of another training. Both encoders are reported, neither with the other's figures."
