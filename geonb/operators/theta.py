@@ -124,7 +124,8 @@ def sobol_points(
     "The first n points of the scrambled Sobol sequence of a seed."
     from scipy.stats.qmc import Sobol
     if n < 1: raise UsageError(f"samples are counted from 1, got {n}")
-    return Sobol(columns, scramble=True, rng=stream(seed, "theta")).random_base2(max(0, math.ceil(math.log2(n))))[:n]
+    u = Sobol(columns, scramble=True, rng=stream(seed, "theta")).random_base2(max(0, math.ceil(math.log2(n))))[:n]
+    return np.minimum(u.astype(np.float32), np.float32(1 - 2**-24)).astype(np.float64)   # theta is stored in single precision and must come back as it was
 
 # %% ../../nbs/api/operators/00_theta.ipynb #af4f6337
 @dataclass(frozen=True)
