@@ -164,3 +164,10 @@ def test_a_cost_model_stands_ten_per_cent_of_noise():
 def test_the_space_of_a_profile_says_what_is_live():
     live = lambda *a, **k: {d.name for d in theta_space(*a, **k) if d.live}
     assert live(kernels=(3,)) == live() - {"kernel_size"} and live(baseline=True) == live() - {"spatial_correlation"} and live(dropout_active=True) == live() | {"dropout_rate"}
+
+
+def test_a_sample_is_played_again_from_what_a_data_set_stores():
+    points = sobol_points(1000, ROOT); stored = points[:, :12].astype("f4")
+    space = PROFILES["ci"].space(); assert thetas(stored, space) == thetas(points, space)
+    i = 17; first = play(ROOT, i, thetas(points, space)[i], ic_types(points[:, 12])[i], Evolution(4, 2)); again = play(ROOT, i, thetas(stored[i:i+1], space)[0], ic_types(sobol_points(i + 1, ROOT)[:, 12])[i], Evolution(4, 2))
+    assert torch.equal(first.frames, again.frames)
