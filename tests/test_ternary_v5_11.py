@@ -30,6 +30,7 @@ from geonb.ternary.task import TernaryTask
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIMIT = -0.8320502954116228   # of Spearman's rho on all operations, without ties
 FEW = {"direct": dict(ae_epochs=2, epochs=3, holdout=.9, batch=150, eval_every=2, measure_tree=False), "tree": dict(recipe="tree", epochs=3, polish_epochs=2, holdout=.9, batch=150, eval_every=2, measure_tree=False),
+       "pairs": dict(recipe="pairs", groups=200, epochs=3, polish_epochs=1, eval_every=2, measure_tree=False),
        "advanced": dict(recipe="advanced", epochs=2, eval_every=1, measure_tree=False), "kfac": dict(ae_epochs=1, epochs=2, holdout=.9, batch=300, eval_every=1, measure_tree=False, use_kfac=True)}
 BIN = Path(sys.executable).parent
 
@@ -59,7 +60,7 @@ def dual_run(tmp_path_factory):
 
 # ---- repeats, and goes on where it was stopped ----
 
-@pytest.mark.parametrize("kind, step", [("direct", 11), ("direct", 28), ("direct", 41), ("tree", 20), ("tree", 45), ("kfac", 11)])
+@pytest.mark.parametrize("kind, step", [("direct", 11), ("direct", 28), ("direct", 41), ("tree", 20), ("tree", 45), ("pairs", 12), ("pairs", 45), ("kfac", 11)])
 def test_stopped_and_taken_up_it_ends_the_same(kind, step, runs_root):
     "Inside the first stage, at the very border of two stages, inside the second: weights, history and film are those of an unbroken run."
     c = config(**FEW[kind], runs_root=str(runs_root)); straight = trained(**FEW[kind]); assert step < straight.step
@@ -84,7 +85,7 @@ def test_a_published_recipe_goes_on_the_same(recipe, dual_run, runs_root):
     assert all(torch.equal(a, b) for a, b in zip(t.task.net.state_dict().values(), straight.task.net.state_dict().values())) and warm.timeless(t.history) == warm.timeless(straight.history)
 
 
-@pytest.mark.parametrize("kind", ["direct", "tree"])
+@pytest.mark.parametrize("kind", ["direct", "tree", "pairs"])
 def test_looking_more_often_changes_no_weight(kind):
     def last(every): c = config(**FEW[kind] | dict(eval_every=every)); prepare(0, 1, False); task = make_task(c); fit(task, callbacks=[Guard()]); return task.net.state_dict()
     a, b = last(1), last(99); assert all(torch.equal(a[k], b[k]) for k in a)
@@ -144,6 +145,11 @@ def test_tree_is_hierarchy_and_tree_at_once():
     t = trained(recipe="tree", preset="full"); m = examine(t.task, t)["B"]; reached(m); assert m["tree"]["pearson"] >= .97 and m["tree"]["mAP"] >= .99 and m["min_gap"] > .02
 
 
+@pytest.mark.slow
+def test_pairs_find_such_a_tree_by_themselves():
+    t = trained(recipe="pairs", preset="full"); m = examine(t.task, t)["B"]; reached(m); assert m["tree"]["pearson"] >= .95 and m["tree"]["mAP"] >= .95
+
+
 # ---- starts ----
 
 def test_a_missing_start_is_exit_4_with_the_command_that_makes_one(runs_root):
@@ -191,7 +197,7 @@ def test_every_parameter_is_read_or_refused():
         def __init__(self, c): self.__dict__.update(c=c, seen=set())
         def __getattr__(self, k): self.seen.add(k); return getattr(self.c, k)
     machine = {"recipe", "preset", "start", "runs_root", "device", "threads", "strict", "progress", "checkpoint_seconds", "fresh"}
-    for kind in ("direct", "tree", "advanced"):
+    for kind in ("direct", "tree", "pairs", "advanced"):
         c = config(**FEW[kind]); spy = Recording(c); task = make_task(spy); t = fit(task); examine(task, t)
         assert {k for k, v in c.model_dump().items() if v is not None} - machine - spy.seen == set(), kind
     for recipe in PRESETS:
