@@ -11,7 +11,7 @@ import math
 import numpy as np
 from dataclasses import dataclass
 from ..core.errors import UsageError, did_you_mean
-from .theta import Theta, theta_space
+from .theta import theta_space
 
 # %% ../../nbs/api/operators/03_cost.ipynb #23785649
 def multiply_adds(

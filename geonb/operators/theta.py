@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'Dimension', 'weighted_choice', 'theta_space', 'Theta', 'noi
 import math
 import numpy as np
 from dataclasses import dataclass
-from ..core.errors import UsageError, did_you_mean
+from ..core.errors import UsageError
 from ..core.seeds import stream
 
 # %% ../../nbs/api/operators/00_theta.ipynb #f2716c26
