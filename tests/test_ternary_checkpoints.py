@@ -119,7 +119,7 @@ def test_a_v5_5_file_is_read_too(tmp_path):
 
 def test_the_readme_snippet_names_the_controller_keys_that_a_file_lacks():
     with pytest.raises(CheckFailed, match="8 missing: controller.net.0.bias"): load_exact(network(use_controller=True), state())
-    with pytest.raises(CheckFailed, match="direction_net.3.*direction_net.4"): load_exact(network(), network(projection_dropout=.1).state_dict())   # what strict=False leaves at random
+    with pytest.raises(CheckFailed, match="direction_net.3.*direction_net.4"): load_exact(network(), network(projection_dropout=.1).state_dict())   # what loose loading leaves at random
 
 
 # --- programs in files
@@ -400,7 +400,7 @@ def test_completion_knows_the_entries():
 # --- the code base
 
 def test_no_lottery_and_no_unsafe_load_in_the_library(root):
-    "load_state_dict never with strict=False, torch.load only with weights_only=True, pickle nowhere."
+    "load_state_dict always strict, torch.load only with weights_only=True, pickle nowhere."
     wrong = []
     for path in sorted((root/"geonb").rglob("*.py")):
         for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

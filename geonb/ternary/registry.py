@@ -15,7 +15,7 @@ from ..core.errors import CheckFailed, UsageError, did_you_mean
 REPOSITORY = "ivanpol/ternary-vae-checkpoints"   # at the hub; HF_REPO_ID or an argument names another
 SOURCES = dict(claimed="README of the checkpoint folder, 2025-12-29; it does not say of which encoder",
                stored="metrics inside the files, as the authors listed them for 119 folders",
-               reevaluated="the authors' own table of 2025-12-27, files loaded with strict=False")
+               reevaluated="the authors' own table of 2025-12-27, files loaded with keys that need not match")
 STATUS = dict(refuted="the claim is refuted by the authors' own figures", usable="loads exactly; figures that differ between the sources are suspect", experimental="one figure good at the cost of another",
               doubtful="the published figures contradict each other", refused="marked DO NOT USE by its authors", listed="named, without figures of the README")
 
@@ -42,7 +42,7 @@ def _row(name, status, path=None, claimed=(), stored=(), reevaluated=(), **more)
     return Entry(name, status, path, claimed=named(("coverage", "rho", "richness"), claimed), stored=named(("coverage", "rho_A", "rho_B", "richness_A", "richness_B"), stored),
                  reevaluated=named(("rho_A", "rho_B", "richness_A", "r_v0", "r_v9"), reevaluated), **more)
 
-_homeo, _flat = dict(use_controller=True, use_dual_projection=True, max_radius=.95), "re-evaluated with r_v0 and r_v9 near R/2, as a radius net at its initial weights gives: most likely the loading with strict=False, not the file"
+_homeo, _flat = dict(use_controller=True, use_dual_projection=True, max_radius=.95), "re-evaluated with r_v0 and r_v9 near R/2, as a radius net at its initial weights gives: most likely the loading with keys that need not match, not the file"
 _rows = [
     _row("homeostatic_rich", "refuted", "homeostatic_rich/best.pt", (1., -.8321, .00787), (1., -.6944, None, .006615), (-.69, -.8321, .00787, .89, .19), architecture=dict(max_radius=.99, use_dual_projection=True, use_controller=False), state_key="model_state_dict",
          warning="the claim takes rho from encoder B and richness from encoder A; encoder A alone has rho -0.69, and B was not trained by this recipe", note="its latest.pt (epoch 59) stores coverage 5e-05 and rho -0.011; 0.40 MiB, the size of a file without a controller, though the README's code asks for one"),
