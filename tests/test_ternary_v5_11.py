@@ -22,6 +22,7 @@ from geonb.ternary.config import TrainTernaryV5_5
 from geonb.ternary.hyperbolic_bundle import save, started_from, task_name
 from geonb.ternary.hyperbolic_config import NEEDS_START, PRESETS, TrainTernaryV5_11
 from geonb.ternary.hyperbolic_report import examine
+from geonb.ternary import hyperbolic_report
 from geonb.ternary.hyperbolic_task import LEVEL, make_task, split_levels
 from geonb.ternary.operations import OPERATIONS
 from geonb.ternary.report import measure as measure_dual
@@ -148,6 +149,15 @@ def test_tree_is_hierarchy_and_tree_at_once():
 @pytest.mark.slow
 def test_pairs_find_such_a_tree_by_themselves():
     t = trained(recipe="pairs", preset="full"); m = examine(t.task, t)["B"]; reached(m); assert m["tree"]["pearson"] >= .95 and m["tree"]["mAP"] >= .95
+
+
+def test_the_advanced_recipe_reports_its_pieces():
+    "The tropical report stands in the diagnostics of this recipe and of no other, as plain numbers."
+    import json
+    t = trained(**FEW["advanced"]); r = examine(t.task, t); d = r.diagnostics["tropical"]
+    assert json.loads(json.dumps(d, allow_nan=False)) == d and d["widths"] == [256, 128, 64] and len(d["trit_borders"]) == 9 and [x["valuation"] for x in d["levels"]] == list(range(10))
+    assert len(hyperbolic_report.tropical_figure(r).axes) == 3
+    d = trained(**FEW["direct"]); assert "tropical" not in examine(d.task, d).diagnostics
 
 
 # ---- starts ----

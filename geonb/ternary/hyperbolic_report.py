@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'HyperbolicReport', 'disc', 'examine', 'read', 'report_of', 'caption', 'disc_figure', 'band_figure',
-           'course_figure', 'richness_figure', 'tree_figure', 'loss_figure']
+           'course_figure', 'richness_figure', 'tropical_figure', 'tree_figure', 'loss_figure']
 
 # %% ../../nbs/api/ternary/42_hyperbolic_report.ipynb #74dd1bd3
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from .coverage import decoded_index, trit_tensor
 from .hierarchy import measure
 from .latent import principal_plane
 from .operations import OPERATIONS, valuation
+from .tropical import encoder_layers, tropical_report
 
 # %% ../../nbs/api/ternary/42_hyperbolic_report.ipynb #2e8d6e7c
 @dataclass
@@ -73,6 +74,7 @@ def examine(
         plane |= {f"{k}_{p}": v.astype(np.float32) for k, v in zip(("xy", "share"), disc(points))}
     limits = task.limits.tolist() if getattr(task, "limits", None) is not None else None
     out = {"trained": len(train), "encoders": {p: encoder(p) for p in task.paths}, "autoencoder": {"exact": int((auto == index).sum()), "fraction": float((auto == index).mean())}, "limits": limits}
+    if c.recipe == "advanced": out["tropical"] = tropical_report(encoder_layers(net, "A"), x.cpu(), c.seed)   # the published diagnostic of this recipe
     return HyperbolicReport(name, t.history, *outcome(t), out, table, task.film.arrays(task), plane)
 
 def read(
@@ -170,6 +172,19 @@ def richness_figure(report: HyperbolicReport):
             right.bar(np.arange(9) + shift, m["level_variances"][:9], w, color=PALETTE[i], label=p)
         left.set(xticks=range(4), ylabel="mean variance within a level", yscale="log"); left.set_xticklabels([k.replace("_", "\n") for k in names]); left.margins(y=.15)
         right.axhline(FLOOR, color="0.4", ls="--", label=f"floor {FLOOR}"); right.set(xticks=range(9), xlabel="3-adic valuation", ylabel="variance of the hyperbolic radius"); right.legend()
+    return fig
+
+# %% ../../nbs/api/ternary/42_hyperbolic_report.ipynb #69055f16
+def tropical_figure(report: HyperbolicReport):
+    "The encoder as pieces: how unlike the patterns of two operations are by the digit at which they part, rank of the pieces' maps by level, borders crossed along each trit."
+    from geonb.plots.curves import PALETTE, sheet
+    t = report.diagnostics["tropical"]; k = range(len(t["kinship"]))
+    with sheet(caption(report, f"encoder A, depth {t['depth']}: {t['alone']:.1%} of the operations have a region of their own"), 9.4, 3.3, 1, 3) as (fig, axes):
+        a, b, c = axes[0]
+        for i, share in enumerate(zip(*t["kinship"])): a.plot(k, share, "o-", color=PALETTE[i], ms=3, label=f"layer {i + 1}")
+        a.set(xlabel="valuation of the difference of two indices", ylabel="share of neurons that differ", ylim=(0, None)); a.legend(loc="upper right")
+        b.bar([x["valuation"] for x in t["levels"]], [x["rank"] for x in t["levels"]], color=PALETTE[0]); b.set(xlabel="3-adic valuation", ylabel="effective rank of a region's map", xticks=range(10))
+        c.bar(range(9), t["trit_borders"], color=PALETTE[0]); c.set(xlabel="trit that goes from −1 to 1", ylabel="borders crossed", xticks=range(9))
     return fig
 
 # %% ../../nbs/api/ternary/42_hyperbolic_report.ipynb #1145b865
