@@ -6,6 +6,7 @@
 __all__ = ['bootstrap_counts', 'quantile_interval', 'pair_correlation', 'pair_ranks']
 
 # %% ../../nbs/api/stats/03_resampling.ipynb #b839e833
+import warnings
 import numpy as np
 
 # %% ../../nbs/api/stats/03_resampling.ipynb #1dc13711
@@ -28,7 +29,9 @@ def quantile_interval(
     v = np.asarray(values, np.float64)
     if not 0 < level < 1: raise ValueError(f"a confidence level lies between 0 and 1, got {level}")
     if len(v) == 0: raise ValueError("an interval needs at least 1 draw, got 0")
-    with np.errstate(all="ignore"): low, high = np.nanquantile(v, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)   # a column without any number: its interval is nan
+        low, high = np.nanquantile(v, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return (float(low), float(high)) if v.ndim == 1 else (low, high)
 
 # %% ../../nbs/api/stats/03_resampling.ipynb #dd069018
