@@ -7,7 +7,8 @@ __all__ = ['design', 'Plan', 'planned_columns', 'played', 'sensitivity_of', 'des
 
 # %% ../../nbs/api/operators/19_plan.ipynb #d478a47f
 import numpy as np
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from fastcore.basics import patch
 from functools import lru_cache
 from ..core.atomic import canonical_json, sha256
 from ..core.errors import UsageError, did_you_mean
@@ -48,16 +49,13 @@ class Plan:
 
     def __post_init__(self):
         from geonb.operators.registry import extraction_config
-        profile(self.profile); put = lambda name, value: object.__setattr__(self, name, value)
+        put = lambda name, value: object.__setattr__(self, name, value)
         if self.samples < 1: raise UsageError(f"a data set has at least one sample, got samples={self.samples}")
         put("families", tuple(extraction_config(self.families, self.baseline, self.cv)["families"])); put("twin_ids", tuple(sorted({int(i) for i in self.twin_ids})))
         if self.twin_ids and not 0 <= self.twin_ids[0] <= self.twin_ids[-1] < self.samples: raise UsageError(f"twins are samples from 0 to {self.samples - 1}, got {self.twin_ids[0]} to {self.twin_ids[-1]}")
-        self.evolution
-
+        self.evolution   # refuses sizes that cannot be rolled out
     @property
-    def sizes(self):
-        "The profile with this plan's grid, frames and realisations."
-        from dataclasses import replace
+    def sizes(self):   # `Profile` with this plan's grid, frames and realisations
         return replace(profile(self.profile), **{k: getattr(self, k) for k in ("grid", "timesteps", "realizations") if getattr(self, k) is not None})
     @property
     def space(self) -> tuple: return self.sizes.space(dropout_active=self.dropout_active, baseline=self.baseline)
@@ -69,12 +67,16 @@ class Plan:
     def hash(self) -> str: return sha256(canonical_json(self.as_dict()).encode())
     def as_dict(self) -> dict: return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    @classmethod
-    def from_dict(cls, kept: dict):   # what `as_dict` gave
-        "The plan that was kept."
-        for k in kept:
-            if k not in {f.name for f in fields(cls)}: raise UsageError(f"a plan has no setting {k!r}{did_you_mean(k, [f.name for f in fields(cls)])}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+# %% ../../nbs/api/operators/19_plan.ipynb #a927f885
+@patch(cls_method=True)
+def from_dict(cls:Plan,
+    kept: dict,       # what `as_dict` gave
+) -> Plan:
+    "The plan that was kept."
+    known = [f.name for f in fields(cls)]
+    for k in kept:
+        if k not in known: raise UsageError(f"a plan has no setting {k!r}{did_you_mean(k, known)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
 
 # %% ../../nbs/api/operators/19_plan.ipynb #f0f3a9da
 def planned_columns(
@@ -116,6 +118,7 @@ def sensitivity_of(
     op = NeuralOperator(theta, rollout.weight_seed, dropout_active=evolution.dropout_active); draw = next(Noise(op, rng(), evolution.realizations, evolution.baseline))
     with torch.inference_mode(), one_thread(): return operator_sensitivity(lambda x: op(x, draw, rng()), rollout.frames[:, 0])[None]   # a fresh generator freezes dropout too
 
+# %% ../../nbs/api/operators/19_plan.ipynb #b7669908
 def described(
     plan: Plan,
     sample: int,         # its number
@@ -128,5 +131,5 @@ def described(
     u = plan.points[sample:sample + 1]; evolution = plan.evolution; asked = None
     if plan.operator_sensitivity and "summary" in plan.families and not rollout.status:
         asked = sensitivity_of(thetas(u, plan.space, plan.baseline)[0], rollout, evolution, lambda: sample_stream(plan.root_seed, int(sample), "twin_noise" if twin else "noise"))
-    with one_thread(): found = extract(rollout.frames[None], rollout.field[None], u[:, :12], asked, plan.families, plan.baseline, plan.cv)
+    with one_thread(): found = extract(rollout.frames[None], rollout.field[None], u[:, :12].copy(), asked, plan.families, plan.baseline, plan.cv)
     return {path: rows[0].numpy() for path, rows in found.items()}
