@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['constant_columns', 'grouped_r2', 'plain', 'column_groups', 'r2_report', 'as_indices', 'code_counts', 'entropy_bits',
-           'usage_report', 'bits_report', 'mean_distances', 'topo_report', 'rv_matrix', 'twin_agreement']
+           'usage_report', 'bits_report', 'mean_distances', 'topo_report', 'rv_matrix', 'twin_agreement', 'one_hot',
+           'folds_of', 'probe', 'probe_report']
 
 # %% ../../nbs/api/operators/38_metrics.ipynb #70ace053
 import numpy as np
 import torch
 from ..core.errors import UsageError
 from ..core.seeds import stream
+from ..stats.intervals import wilson
 from ..stats.resampling import bootstrap_counts, pair_correlation, pair_ranks, quantile_interval
 
 # %% ../../nbs/api/operators/38_metrics.ipynb #cafc74ac
@@ -203,3 +205,62 @@ def twin_agreement(
     agreement = hit.mean(0); kappa = (agreement - chance) / np.where(chance < 1, 1 - chance, np.nan); books = lambda v: plain(v.reshape(a.shape[1:]))
     return dict(agreement=books(agreement), random=books(chance), ratio=books(agreement / chance), kappa=books(kappa), mean=float(agreement.mean()), low=low, high=high, mean_random=float(chance.mean()),
                 median_ratio=float(np.median(agreement / chance)), ratio_low=ratio_low, ratio_high=ratio_high, strings=float(hit.all(1).mean()), rows=n)
+
+# %% ../../nbs/api/operators/38_metrics.ipynb #e865a43f
+def one_hot(
+    tokens,        # [N, C * L] or [N, C, L]
+    codes,         # [C, L]
+):                 # scipy sparse float32 [N, sum of sizes]: a column for each code of each book
+    "Tokens as indicator columns."
+    from scipy.sparse import csr_array
+    t, k = as_indices(tokens, codes), np.asarray(codes); flat = t.reshape(len(t), -1) + np.cumsum([0, *k.ravel()[:-1]])
+    return csr_array((np.ones(flat.size, np.float32), flat.ravel(), np.arange(len(t) + 1) * k.size), shape=(len(t), int(k.sum())))
+
+def folds_of(
+    labels,          # [N]
+    folds: int,      # >= 2
+    rng,             # numpy Generator
+) -> np.ndarray:     # int [N] in 0..folds-1
+    "Folds in which every class has its share."
+    fold, start = np.empty(len(labels), int), 0
+    for k in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == k)); fold[rows] = (start + np.arange(len(rows))) % folds; start += len(rows)
+    return fold
+
+# %% ../../nbs/api/operators/38_metrics.ipynb #b480e482
+def probe(
+    columns,             # [N, P], array or sparse
+    labels,              # [N] classes
+    fold,                # [N] from `folds_of`
+    strength: float,     # inverse penalty of the logistic regression
+) -> np.ndarray:         # [N] predicted classes, each by a model that has not seen the row
+    "Cross-validated logistic regression."
+    import warnings
+    from sklearn.linear_model import LogisticRegression
+    y, found = np.asarray(labels), np.empty_like(labels)
+    for f in np.unique(fold):
+        known, new = fold != f, fold == f; classes = np.unique(y[known])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")   # a fit that stops after 200 steps is close enough for a probe
+            found[new] = LogisticRegression(C=strength, max_iter=200).fit(columns[known], y[known]).predict(columns[new]) if len(classes) > 1 else classes[0]
+    return found
+
+def probe_report(
+    tokens,                # [N, C * L] or [N, C, L]
+    labels: dict,          # what to tell -> [N] classes: IC family, update policy, noise regime, layers
+    codes,                 # [C, L]
+    features=None,         # [N, D] standardised: what there was to know
+    seed: int = 0,         # of the folds
+    folds: int = 5,        # >= 2
+    strength: float = .1,  # inverse penalty of the logistic regression
+) -> dict:                 # what -> chance, classes, rows, tokens and features: accuracy, low, high, recall
+    "What a linear reader can tell from tokens, and from features, with the level of chance."
+    inputs = {"tokens": one_hot(tokens, codes)} | ({} if features is None else {"features": np.asarray(features, np.float64)}); found = {}
+    for what, y in labels.items():
+        y = np.asarray(y); names, count = np.unique(y, return_counts=True); N = inputs["tokens"].shape[0]
+        if len(y) != N or folds < 2: raise UsageError(f"a probe needs a label for each of {N} rows and at least 2 folds, got {len(y)} and {folds}")
+        fold = folds_of(y, folds, stream(seed, "probe")); found[what] = row = dict(chance=float(count.max() / N), classes=len(names), rows=N)
+        for name, columns in inputs.items():
+            hit = probe(columns, y, fold, strength) == y; low, high = wilson(int(hit.sum()), N)
+            row[name] = dict(accuracy=float(hit.mean()), low=low, high=high, recall=float(np.mean([hit[y == k].mean() for k in names])))
+    return found
