@@ -39,6 +39,8 @@ def draw_heat(
     colours = matplotlib.colormaps[cmap].with_extremes(bad=MISSING); image = ax.imshow(np.ma.masked_invalid(m), cmap=colours, vmin=low, vmax=high, **{"aspect": "auto"} | kwargs)
     for i, j in np.ndindex(m.shape) if text is not None else ():
         if text[i][j]: ax.text(j, i, text[i][j], ha="center", va="center", fontsize=fontsize, color=ink(image.cmap(image.norm(m[i, j]))) if np.isfinite(m[i, j]) else "black", linespacing=1.1)
+    for i in range(1, len(rows)) if text is not None else (): ax.axhline(i - .5, color="white", lw=1)
+    for j in range(1, len(columns)) if text is not None else (): ax.axvline(j - .5, color="white", lw=1)
     ax.set(xticks=range(len(columns)), yticks=range(len(rows))); ax.set_yticklabels(rows)
     ax.set_xticklabels(columns, rotation=45 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor")
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
