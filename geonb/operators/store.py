@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMING', 'SEAL', 'BLOCK', 'FORMAT', 'VERSION', 'data_sets', 'Digest', 'created', 'seal', 'seal_problem', 'copied',
-           'merge', 'attributes', 'StoreFile', 'Store', 'open_store', 'theta_of', 'replay']
+           'merge', 'attributes', 'StoreFile', 'Store', 'dataset_file', 'open_store', 'theta_of', 'replay']
 
 # %% ../../nbs/api/operators/20_store.ipynb #db82adca
 import hashlib
@@ -153,11 +153,12 @@ def attributes(
 class StoreFile:
     "An HDF5 file of operators, and rows of its data sets."
     def __init__(self,
-        path,   # the HDF5 file
+        path,           # the HDF5 file
+        sealed=True,    # False: whether its length is that of its seal is not asked
     ):
         self.path = Path(path).resolve()
         if not self.path.is_file(): raise DataMissing(f"there is no file {path}: `geonb operators generate` makes a data set")
-        if why := seal_problem(self.path, whole=False): raise CheckFailed(f"{self.path.name} is refused: {why}")
+        if sealed and (why := seal_problem(self.path, whole=False)): raise CheckFailed(f"{self.path.name} is refused: {why}")
         with self.opened() as f:
             if (f.attrs.get("format"), f.attrs.get("version")) != (FORMAT, VERSION): raise CheckFailed(f"{self.path.name} is no data set of operators of version {VERSION}")
             try: self.plan = Plan.from_dict(json.loads(f["metadata"].attrs["config"]))
@@ -250,21 +251,31 @@ def features(self:Store,
     return self.read("twins/" * twins + PATHS[family], rows)
 
 # %% ../../nbs/api/operators/20_store.ipynb #df9efe10
-def open_store(
+def dataset_file(
     dataset,     # file, bundle folder or run id; relative paths also count from the project's folder
     root=None,   # runs root in which ids are looked up
-) -> Store:
-    "A data set by path or name."
-    from geonb.core.bundles import find_run, require_sound
+) -> Path:
+    "Where a data set is."
+    from geonb.core.bundles import find_run
     from geonb.core.run import project_folder
-    if isinstance(dataset, Store): return dataset
     for p in (p := Path(dataset).expanduser(), *([project_folder()/p] if project_folder() else [])):
-        if p.is_file(): return Store(p)
-        if (p/"dataset.h5").is_file() and not (p/"manifest.json").is_file(): return Store(p/"dataset.h5")
+        if p.is_file(): return p
+        if (p/"dataset.h5").is_file() and not p.name.endswith(".partial"): return p/"dataset.h5"
     path = find_run(str(dataset), root)
     if path.name.endswith(".partial"): raise UsageError(f"run {path.name.removesuffix('.partial')} is not finished: the command that began it continues it")
-    if not (require_sound(path)/"dataset.h5").is_file(): raise UsageError(f"{path.name} holds no data set of operators (dataset.h5)")
-    return Store(path/"dataset.h5")
+    if not (path/"dataset.h5").is_file(): raise UsageError(f"{path.name} holds no data set of operators (dataset.h5)")
+    return path/"dataset.h5"
+
+def open_store(
+    dataset,     # file, bundle folder, run id, or a `Store`
+    root=None,   # runs root in which ids are looked up
+) -> Store:
+    "A data set by path or name; a bundle is verified first."
+    from geonb.core.bundles import require_sound
+    if isinstance(dataset, Store): return dataset
+    file = dataset_file(dataset, root)
+    if (file.parent/"manifest.json").is_file() and file.name == "dataset.h5": require_sound(file.parent)
+    return Store(file)
 
 # %% ../../nbs/api/operators/20_store.ipynb #c95290eb
 def theta_of(
