@@ -159,11 +159,13 @@ def identity(
 LABORATORIES = {  # laboratory -> its module
     "pentachora": "geonb.pentachora",
     "ternary": "geonb.ternary",
+    "operators": "geonb.operators",
 }
 RUNS = {          # run notebook -> where its parameter model is
     "train_pentachora": "geonb.pentachora.config:TrainPentachora",
     "train_ternary_v5_5": "geonb.ternary.config:TrainTernaryV5_5",
     "train_ternary_v5_11": "geonb.ternary.hyperbolic_config:TrainTernaryV5_11",
+    "generate_operators": "geonb.operators.generation_config:GenerateOperators",
 }
 
 def run_config(
