@@ -13,8 +13,7 @@ import numpy as np
 from pathlib import Path
 from ..core.errors import CheckFailed, DataMissing
 from .plan import described
-from .shards import ShardResult
-from .store import TIMING, Digest, Store, data_sets, open_store, replay, seal_problem
+from .store import Digest, Store, data_sets, open_store, replay, seal_problem
 
 # %% ../../nbs/api/operators/21_validation.ipynb #b276aa2c
 def may_be_missing(
@@ -76,7 +75,7 @@ def content_problems(
 ) -> list:         # sentences
     "Checksums, missing and infinite numbers."
     bad = []
-    for p in sets:
+    for p in sorted(sets, key=lambda p: not p.endswith("metadata/status")):   # what others are judged by comes first
         try: found = scanned(f, p)
         except CheckFailed as e: bad.append(str(e)); continue
         if p.endswith("metadata/status") and (f[p][()] > 1).any(): bad.append(f"{p} holds other numbers than 0 (ok) and 1 (not finite)"); continue
