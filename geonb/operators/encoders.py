@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONV', 'NORM', 'PUBLISHED', 'LIGHT', 'SIZES', 'seeded', 'MLPEncoder', 'parameter_count', 'ResidualHalving',
            'ConvEncoder', 'ic_encoder', 'TemporalCNNEncoder', 'InitialHybridEncoder', 'widths_mask', 'StackedLinear',
-           'StackedNorm', 'BaselineProjection']
+           'StackedNorm', 'GroupMLP', 'BaselineProjection']
 
 # %% ../../nbs/api/operators/35_encoders.ipynb #d1248e41
 import math
@@ -148,6 +148,27 @@ class StackedNorm(nn.Module):
         if not self.ragged: return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
         x = (x - (x * self.mask).sum(-1, keepdim=True) / self.width) * self.mask
         return (x * (x.square().sum(-1, keepdim=True) / self.width + self.eps).rsqrt() * self.weight + self.bias) * self.mask
+
+# %% ../../nbs/api/operators/35_encoders.ipynb #dd418ff9
+class GroupMLP(nn.Module):
+    "Category inputs [C, B, widest] and side inputs -> embeddings [C, B, E]."
+    def __init__(self,
+                 sizes,             # columns of each category
+                 hidden: int,       # width of the hidden layer
+                 embedding: int,    # E
+                 sides: dict,       # {name: (width, numbers of the categories that see it)}
+                 dropout: float):
+        super().__init__()
+        C, self.p, self.seen = len(sizes), dropout, {n: list(cats) for n, (_, cats) in sides.items()}
+        fan_in = [n + sum(w for w, cats in sides.values() if c in cats) for c, n in enumerate(sizes)]
+        self.first, self.second, self.norm = StackedLinear(sizes, [hidden] * C, fan_in), StackedLinear([hidden] * C, [embedding] * C), StackedNorm([embedding] * C)
+        self.side = nn.ModuleDict({n: StackedLinear([w] * len(cats), [hidden] * len(cats), [fan_in[c] for c in cats], bias=False) for n, (w, cats) in sides.items()})
+    def forward(self, x, sides=None, dropout=None):
+        h, p = self.first(x), self.p if dropout is None else dropout
+        for n, layer in self.side.items():
+            more = layer(sides[n].expand(len(self.seen[n]), *sides[n].shape))
+            h = h + more if len(more) == len(h) else h.index_add(0, torch.tensor(self.seen[n], device=h.device), more)
+        return self.norm(self.second(F.dropout(h.relu(), p, self.training and p > 0)))
 
 # %% ../../nbs/api/operators/35_encoders.ipynb #c8d49ddc
 class BaselineProjection(nn.Module):
