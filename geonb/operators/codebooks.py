@@ -148,9 +148,10 @@ class CodebookStack(nn.Module):
         self.categories, self.levels, self.mode, self.seed = categories, levels, mode, seed
         self.rounds, self.books, self.size, self.dim = *((levels, categories) if mode == "residual" else (1, categories * levels)), int(sizes.max()), int(dims.max())
         for name, value in dict(codes_per_book=sizes, dims=dims, sizes=self.by_round(sizes).contiguous(), widths=self.by_round(dims).contiguous()).items(): self.register_buffer(name, value, persistent=False)
-        for name, held in dict(padding=torch.arange(self.size) < self.sizes[..., None], inside=torch.arange(self.dim) < self.widths[..., None]).items():
-            self.register_buffer(name, torch.where(held, 0., torch.inf) if name == "padding" else held.float().unsqueeze(-2), persistent=False)
+        self.register_buffer("held", torch.arange(self.size) < self.sizes[..., None], persistent=False); self.register_buffer("inside", (torch.arange(self.dim) < self.widths[..., None]).float().unsqueeze(-2), persistent=False)
         self.even = bool((dims == self.dim).all())
+    @property
+    def padding(self): return torch.where(self.held, 0., torch.inf)   # no buffer: a training stops at a buffer that is not finite
     def by_round(self, x): return x.transpose(0, 1) if self.mode == "residual" else x.reshape(1, self.categories * self.levels, *x.shape[2:])                # [C, L, ...] -> [R, G, ...]
     def by_book(self, x): return x.transpose(0, 1) if self.mode == "residual" else x.reshape(self.categories, self.levels, *x.shape[2:])                     # [R, G, ...] -> [C, L, ...]
     def checked(self, z):
