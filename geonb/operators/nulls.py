@@ -139,7 +139,7 @@ def component_models(train, test, codes, draw, iterations):
     yield "components, rounded", unstack_groups(y, each, n) @ axes, float(np.log2(K).sum()), i[..., 0].T, f"{n} principal components, k-means in each"
     yield "components", q @ axes, 32. * n, None, f"{n} principal components in single precision"
 
-# %% ../../nbs/api/operators/39_nulls.ipynb #a2db9d4e
+# %% ../../nbs/api/operators/39_nulls.ipynb #4cd6f9a0
 def null_reconstructions(
     x_train,               # [N, D] training rows, standardised
     x_test,                # [n, D] test rows
@@ -158,6 +158,7 @@ def null_reconstructions(
     for models in (product_models(train, test, groups, codes, draw, iterations), one_book_models(train, test, groups, codes, draw, iterations), component_models(train, test, codes, draw, iterations)):
         for name, y, bits, i, note in models: yield name, y + mean, bits, i, note
 
+# %% ../../nbs/api/operators/39_nulls.ipynb #a2db9d4e
 def null_models(
     x_train,               # [N, D] training rows, standardised
     x_test,                # [n, D] test rows
