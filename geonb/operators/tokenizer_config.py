@@ -17,12 +17,12 @@ from ..core.errors import UsageError, did_you_mean
 from .store import open_store
 
 # %% ../../nbs/api/operators/40_tokenizer_config.ipynb #01056644
-_quantisers = dict(vq=dict(ema_rule="corrected", init="kmeans", decay=.99, beta=.25, revive_below=0.), simvq=dict(beta=.25), lfq=dict(codes=32, beta=.25, entropy_weight=.1, diversity=1.), fsq=dict(codes=24))
+_quantisers = dict(vq=dict(ema_rule="corrected", init="kmeans", decay=.99, beta=.25, revive_below=0.), simvq=dict(beta=.25), lfq=dict(codes=32, beta=0., entropy=.1, diversity=1.), fsq=dict(codes=24))
 _quantisers["rvq"] = _quantisers["vq"]
 _sound = dict(families="initial,summary,temporal", temporal_terms=8, mad_sigma=5., variance=1e-8, duplicate_r=.99, asinh_kurtosis=50., linkage="average", k_min=2, k_max=25, min_features=3, reassign_orphans=True, bootstraps=20,
               embedding=64, hidden=128, levels=3, level_mode="residual", codes=24, latent=8, dropout=.1, side_ic_cnn=28, side_temporal_cnn=128, rec_weight=1., vq_weight=1., orth_weight=.1, info_weight=.1, topo_weight=.3, topo_samples=128,
               epochs=150, batch=256, lr=1e-3, weight_decay=1e-4, warmup_frac=.05, clip=1., patience=60, min_delta=1e-4, val_every=5)
-_baseline = dict(families="initial,summary,temporal", duplicate_r=.99, linkage="ward", k_min=2, k_max=25, min_features=3, reassign_orphans=False, bootstraps=20,
+_baseline = dict(families="initial,summary,temporal", duplicate_r=.99, k_min=2, k_max=25, min_features=3, bootstraps=20,
                  embedding=256, hidden=512, levels=3, level_mode="parallel", dropout=.1, side_ic_cnn=28, rec_weight=1., vq_weight=1., orth_weight=.1, info_weight=.1, topo_weight=.3, topo_samples=1024,
                  epochs=550, batch=1024, lr=1e-3, patience=500, min_delta=.01, val_every=5)
 PRESETS = {"sound": _sound, "baseline": _baseline}
@@ -81,7 +81,7 @@ class DataParameters(RunConfig):
     variance: Annotated[float, Field(ge=0, le=1, description="columns of a smaller relative variance are dropped")] | None = None
     duplicate_r: Annotated[float, Field(gt=0, le=1, description="of two columns with a larger |r| one is dropped")] | None = None
     asinh_kurtosis: Annotated[float, Field(ge=0, le=1e6, description="columns of a larger kurtosis are compressed by asinh")] | None = None
-    linkage: Literal["average", "ward"] | None = None
+    linkage: Literal["average", "ward", "complete"] | None = None
     k_min: Annotated[int, Field(ge=1, le=200)] | None = None
     k_max: Annotated[int, Field(ge=1, le=200)] | None = None
     min_features: Annotated[int, Field(ge=1, le=100, description="features of the smallest category")] | None = None
@@ -105,8 +105,8 @@ class ModelParameters(DataParameters):
     decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     beta: Annotated[float, Field(ge=0, le=10, description="pull of the codes on the encoder")] | None = None
     revive_below: Annotated[float, Field(ge=0, le=1000, description="codes of a smaller average count are replaced; 0: never")] | None = None
-    entropy_weight: Annotated[float, Field(ge=0, le=10)] | None = None
-    diversity: Annotated[float, Field(ge=0, le=10)] | None = None
+    entropy: Annotated[float, Field(ge=0, le=10, description="weight of both entropies of lfq")] | None = None
+    diversity: Annotated[float, Field(ge=0, le=10, description="weight of the entropy of all assignments, beside that of each")] | None = None
 
 # %% ../../nbs/api/operators/40_tokenizer_config.ipynb #f687ee92
 class StepParameters(ModelParameters):
