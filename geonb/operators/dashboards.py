@@ -4,12 +4,17 @@
 
 # %% auto #0
 __all__ = ['DASHBOARDS', 'Evidence', 'invented', 'measured', 'shares', 'errors', 'plane', 'centroids', 'jsonable', 'by_family',
-           'about', 'engineering', 'topological', 'semantic']
+           'cleaned', 'about', 'engineering', 'topological', 'semantic', 'tokenizer_bundle', 'whole_book', 'surveyed',
+           'evidence', 'dashboard_data']
 
 # %% ../../nbs/api/operators/50_dashboards.ipynb #84165cfb
 import math
 from dataclasses import dataclass, field
 import numpy as np
+from ..core.artifacts import read_npz
+from ..core.atomic import read_json
+from ..core.bundles import described, find_run
+from ..core.errors import CheckFailed, UsageError
 from ..core.seeds import stream
 from .metrics import bits_report, code_counts, r2_report, rv_matrix, topo_report, usage_report
 
@@ -22,7 +27,7 @@ class Evidence:
     families: list          # D, the family of each
     assignment: np.ndarray  # int [D], its category; -1: in none
     labels: list            # C
-    candidates: dict        # family -> columns before cleaning
+    dropped: dict           # reason -> {family: columns that cleaning dropped}
     x: np.ndarray           # [n, D] what was to be reconstructed, normalised
     reconstruction: np.ndarray  # [n, D]
     tokens: np.ndarray      # int [n, C, L]
@@ -33,11 +38,12 @@ class Evidence:
     codes: np.ndarray       # int [C, L], K of each codebook
     widths: np.ndarray      # int [C, L], d of each codebook
     level_mode: str = "residual"      # or "parallel"
-    partial: np.ndarray | None = None # [C, L] error of each codebook's own small decoder on its category; None: the run had none
+    inputs: np.ndarray | None = None  # [n, ·] whose neighbours count; None: x
+    partial: np.ndarray | None = None # [C, L] error of each codebook's own small decoder; None: the run had none
     history: list = field(default_factory=list)  # rows of the training
     best_epoch: int | None = None
     model: dict = field(default_factory=dict)    # embedding, hidden, side: {name: [width, categories]}
-    facts: dict = field(default_factory=dict)    # of the training's report: val_loss, stability …
+    facts: dict = field(default_factory=dict)    # of the training's report: val_loss, stability, named_r2, own_category
     @property
     def shape(self): return self.codes.shape
     @property
@@ -76,11 +82,11 @@ def invented(
         for l in range(L):
             k = codes // 3 if c == C - 1 else codes; fit = KMeans(k, n_init=1, max_iter=10, random_state=0).fit(rest); book[c, l, :k] = fit.cluster_centers_; book[c, l, k:] = 3 * rng.standard_normal((codes - k, width))
             z[:, c, l], t[:, c, l] = rest, fit.labels_; q[:, c, l] = book[c, l, fit.labels_]; rest = rest - q[:, c, l]
-            partial[c, l] = np.mean((block - q[:, c, l] @ np.linalg.lstsq(q[:, c, l], block, rcond=None)[0])**2)
+            said = q[:, c, :l + 1].sum(1); partial[c, l] = np.mean((block - said @ np.linalg.lstsq(said, block, rcond=None)[0])**2)
         total = q[:, c].sum(1); xhat[:, own] = total @ np.linalg.lstsq(total, block, rcond=None)[0]
     n = rows // 5; history = [dict(epoch=e) | {"loss/total": 1.6 * math.exp(-e / 20) + .5 + .02 * rng.standard_normal()} | ({"val/loss": 1.5 * math.exp(-e / 20) + .62 + max(0, e - 70) * .002, "val/quality": .8 - .6 * math.exp(-e / 15)} if e % 5 == 0 else {}) for e in range(1, 101)]
     about = dict(run=f"invented-{seed}", preset="sound", quantizer="vq", dataset="invented", data_hash="0" * 12, split="test", seed=seed, epochs=100)
-    return Evidence(about, [n for _, n in pick], [f for f, _ in pick], assignment, [f"category {c}" for c in range(C)], {f: len(v) for f, v in pool.items()}, x[:n], xhat[:n], t[:n], t, z[:n], q[:n], book, np.full((C, L), codes), np.full((C, L), width),
+    return Evidence(about, [n for _, n in pick], [f for f, _ in pick], assignment, [f"category {c}" for c in range(C)], dict(constant=dict(summary=30, temporal=2), duplicate=dict(initial=2, summary=90)), x[:n], xhat[:n], t[:n], t, z[:n], q[:n], book, np.full((C, L), codes), np.full((C, L), width),
                     partial=partial, history=history, best_epoch=70, model=dict(embedding=64, hidden=128, decoder_hidden=256, side={"initial field": [28, [0, 2]], "curves": [128, [1, 2]]}), facts=dict(val_loss=.62, stability=.71))
 
 # %% ../../nbs/api/operators/50_dashboards.ipynb #7497e4b3
@@ -91,7 +97,7 @@ def measured(
     "Everything that is more than counting."
     seed = e.about.get("seed") or 0; z, q = zip(*e.blocks); rv, chance = rv_matrix(e.categories)
     return dict(usage=usage_report(e.tokens, e.codes), usage_all=usage_report(e.all_tokens, e.codes), bits=bits_report(e.tokens, e.codes), bits_all=bits_report(e.all_tokens, e.codes), r2=r2_report(e.x, e.reconstruction, e.families, e.assignment, e.names, e.labels, seed),
-                topology=topo_report(e.x, list(z), list(q), seed, topo_samples), rv=rv, rv_chance=chance)
+                topology=topo_report(e.x if e.inputs is None else e.inputs, list(z), list(q), seed, topo_samples), rv=rv, rv_chance=chance)
 
 def shares(
     tokens,      # int [n, C, L]
@@ -148,6 +154,7 @@ def by_family(
     "How families are divided among categories."
     f = np.array(e.families); return {n: np.bincount(e.assignment[(f == n) & (e.assignment >= 0)], minlength=e.shape[0]) for n in dict.fromkeys(e.families)}
 
+def cleaned(e: Evidence, family): "Columns of a family: kept, dropped for each reason, and all."; gone = {k: v[family] for k, v in e.dropped.items() if v.get(family)}; kept = e.families.count(family); return dict(kept=kept, dropped=gone, candidates=kept + sum(gone.values()))
 def about(e: Evidence): "Which run, measured on what."; return e.about | dict(n=len(e.x), N=len(e.all_tokens))
 
 def engineering(
@@ -155,15 +162,15 @@ def engineering(
     m: dict,   # of `measured`
 ) -> dict:     # about, flow, curves, usage, errors, table
     "Flow, training, use of codes, errors per category, key figures."
-    (C, L), u, r, counts = e.shape, m["usage"], m["r2"], by_family(e); count = {f: e.families.count(f) for f in counts}
-    flow = dict(families={f: dict(candidates=e.candidates.get(f), kept=count[f], into=v) for f, v in counts.items()}, labels=e.labels, sizes=sum(counts.values()), codes=e.codes, widths=e.widths, levels=L, level_mode=e.level_mode, D=len(e.names), codebooks=C * L,
+    (C, L), u, r, counts = e.shape, m["usage"], m["r2"], by_family(e)
+    flow = dict(families={f: cleaned(e, f) | dict(into=v) for f, v in counts.items()}, labels=e.labels, sizes=sum(counts.values()), codes=e.codes, widths=e.widths, levels=L, level_mode=e.level_mode, D=len(e.names), codebooks=C * L,
                 total_codes=e.codes.sum(), nominal_bits=m["bits"]["nominal"], **{k: e.model.get(k) for k in ("embedding", "hidden", "decoder_hidden")}, side=e.model.get("side", {}))
     line = lambda k: (lambda rows: dict(epoch=[v["epoch"] for v in rows], value=[v[k] for v in rows]))([v for v in e.history if v.get(k) is not None])
     curves = dict(train=line("loss/total"), val=line("val/loss"), quality=line("val/quality"), best_epoch=e.best_epoch)
-    table = dict(r2={k: r[k] for k in ("r2", "low", "high", "p05", "p50")}, quality=r["quality"], constant=len(r["constant"]), utilisation_mean=u["mean"]["utilisation"], utilisation_pooled=u["pooled"]["utilisation"], perplexity=u["median"]["perplexity"], evenness=u["median"]["normalised"],
+    table = dict(r2={k: r[k] for k in ("r2", "low", "high", "p05", "p50")}, named_r2=e.facts.get("named_r2"), quality=r["quality"], constant=len(r["constant"]), utilisation_mean=u["mean"]["utilisation"], utilisation_pooled=u["pooled"]["utilisation"], perplexity=u["median"]["perplexity"], evenness=u["median"]["normalised"],
                  bits={k: m["bits"][k] for k in ("nominal", "marginal", "joint_corrected")}, val_loss=e.facts.get("val_loss"), topology=m["topology"]["end_to_end"], stability=e.facts.get("stability"), categories=C, levels=L, D=len(e.names), epochs=e.about.get("epochs"), best_epoch=e.best_epoch, seed=e.about.get("seed"))
     usage = {k: u[k] for k in ("used", "utilisation", "active", "perplexity", "normalised")}
-    return jsonable(dict(about=about(e), flow=flow, curves=curves, usage=usage | dict(codes=e.codes, labels=e.labels), errors=errors(e) | dict(labels=e.labels, cumulative=e.level_mode == "residual"), table=table))
+    return jsonable(dict(about=about(e), flow=flow, curves=curves, usage=usage | dict(codes=e.codes, labels=e.labels), errors=errors(e) | dict(labels=e.labels, cumulative=e.level_mode == "residual", own_category=e.facts.get("own_category", True)), table=table))
 
 def topological(
     e: Evidence,
@@ -185,8 +192,74 @@ def semantic(
     ranked = [[i for i in np.argsort(-each, kind="stable") if e.assignment[i] == c and np.isfinite(each[i])] for c in range(C)]; half = [(len(r) + 1) // 2 for r in ranked]
     correlation = dict(rv=m["rv"], chance=m["rv_chance"]) | (dict(mean=m["rv"][off].mean(), mean_chance=m["rv_chance"][off].mean(), largest=m["rv"][off].max()) if C > 1 else dict(mean=None, mean_chance=None, largest=None))
     degradation = None if None in (a := [t[k]["pearson"] for k in ("pre", "end_to_end")]) else a[0] - a[1]
-    return jsonable(dict(about=about(e), membership=labels | dict(names=[e.names[i] for i in order], families=[e.families[i] for i in order], category=e.assignment[order], r2=each[order]), sizes=labels | dict(counts=counts), families={f: dict(candidates=e.candidates.get(f), kept=e.families.count(f)) for f in counts},
+    return jsonable(dict(about=about(e), membership=labels | dict(names=[e.names[i] for i in order], families=[e.families[i] for i in order], category=e.assignment[order], r2=each[order]), sizes=labels | dict(counts=counts), families={f: cleaned(e, f) for f in counts},
                       used=labels | dict(used=u["used"], codes=e.codes, utilisation=u["utilisation"]), topology=t | dict(degradation=degradation), correlation=labels | correlation,
                       features=[dict(label=e.labels[c], best=pick(r[:min(3, h)]), worst=pick(r[max(len(r) - 3, h):])) for c, (r, h) in enumerate(zip(ranked, half))]))
 
 DASHBOARDS = {"engineering": engineering, "topological": topological, "semantic": semantic}
+
+# %% ../../nbs/api/operators/50_dashboards.ipynb #937b5d2b
+def tokenizer_bundle(
+    bundle,      # folder, run id, or the beginning of one
+    root=None,   # runs root in which ids are looked up
+) -> tuple:      # (folder, what config.json holds)
+    "A verified bundle that holds a tokenizer. Raises DataMissing, UsageError, CheckFailed."
+    path, config = described(find_run(str(bundle), root), "operators")
+    if config["model"].get("kind") != "tokenizer": raise UsageError(f"{path.name} holds a data set and no tokenizer: `geonb run train_operator_vqvae -p dataset {path.name}` makes one from it")
+    return path, config
+
+def whole_book(net) -> np.ndarray:   # [C, L, K, d]
+    "All codes of a quantiser of any kind, looked up by their numbers."
+    import torch
+    codes = torch.tensor(net.config.code_table); numbers = torch.minimum(torch.arange(int(codes.max()))[:, None, None], codes - 1)
+    with torch.no_grad(): return net.quantizer.lookup(numbers).numpy()
+
+def surveyed(
+    tokenizer,   # OperatorTokenizer
+    store,       # Store
+    rows,        # of it
+) -> dict:       # x, target, latents, tokens of the rows; partial
+    "What the tokenizer makes of operators of a data set."
+    from geonb.operators.tokenizer_report import survey
+    return survey(tokenizer.net, tokenizer.inputs.rows(store, tokenizer.model_config.needs, rows, ic=store.fields(rows)))
+
+# %% ../../nbs/api/operators/50_dashboards.ipynb #cd0dcd48
+def evidence(
+    bundle,        # of a tokenizer: folder, run id, or the beginning of one
+    dataset=None,  # measured on this data set; None: on the rows kept in the bundle
+    root=None,     # runs root in which ids are looked up
+    most: int = 2000,  # rows of another data set
+) -> Evidence:
+    "What a bundle proves about its tokenizer."
+    import torch
+    from geonb.operators.store import open_store
+    from geonb.operators.tokenizer_bundle import load_tokenizer
+    path, _ = tokenizer_bundle(bundle, root); store = None if dataset is None else open_store(dataset, root); tokenizer, report = load_tokenizer(path), read_json(path/"report.json"); net, c, run = tokenizer.net, tokenizer.model_config, report["run"]; books = np.array(c.code_table)
+    kept, spoken, rows = read_npz(path/"latents.npz"), read_npz(path/"tokens.npz")["tokens"], read_npz(path/"splits.npz")["test"]; same = store is None or store.sha256 == run["data"]
+    about = dict(run=path.name, preset=run["preset"], quantizer=run["quantizer"], dataset=run["dataset"] if same else store.path.parent.parent.name if store.path.name == "dataset.h5" else store.path.stem, data_hash=(run["data"] if same else store.sha256)[:12], split="test" if same else "other", seed=run["seed"], epochs=run["epochs"])
+    if store is None:
+        mine = kept["part"] == 0
+        if not np.array_equal(kept["rows"][mine], rows): raise CheckFailed(f"latents.npz of {path.name} holds other rows than its test operators")
+        found, partial = {k: kept[k][mine] for k in ("x", "target", "latents")}, report["partial"]; tokens, spoken = spoken[rows], spoken[spoken[:, 0] >= 0]
+    else:
+        fine = np.flatnonzero(store.ok); rows = rows if same else fine if len(fine) <= most else np.sort(stream(run["seed"], "dashboards").choice(fine, most, replace=False))
+        found = surveyed(tokenizer, store, rows); partial, tokens, spoken = found["partial"], found["tokens"], tokenizer.tokens(store, rows=fine)
+    tokens, spoken = (t.reshape(-1, *books.shape) for t in (tokens, spoken))
+    with torch.no_grad(): quantised, xhat = net.quantizer.lookup(torch.from_numpy(tokens)).permute(2, 0, 1, 3).numpy(), net.decode(torch.from_numpy(tokens.reshape(len(tokens), -1))).numpy()
+    extra = c.targets - c.features; names, families = tokenizer.inputs.names + [f"field.{i}" for i in range(extra)], tokenizer.inputs.preprocessor.families + ["field network"] * extra; group = np.full(c.targets, -1)
+    for i, columns in enumerate(c.categories): group[columns] = i
+    side = {n: [w, cats] for n, w, cats in (("the initial field", c.side_ic_cnn, c.ic_categories), ("the curves", c.side_temporal_cnn, c.temporal_categories)) if w and cats}
+    facts = dict(val_loss=report["published"]["val_loss"], stability=report["categories"]["stability"], own_category=c.own_category, named_r2={k: report["headline"][k] for k in ("r2", "low", "high")} if same and c.preset == "baseline" else None)
+    return Evidence(about, names, families, group, c.names, report["cleaning"]["dropped_by_family"], found["target"], xhat, tokens, spoken, found["latents"], quantised, whole_book(net), books, np.array(c.latent_table), c.level_mode, found["x"], np.array(partial), read_json(path/"history.json"), run["best_epoch"],
+                    dict(embedding=c.embedding, hidden=c.hidden, decoder_hidden=c.decoder_hidden, side=side), facts)
+
+def dashboard_data(
+    bundle,                    # of a tokenizer: folder, run id, or the beginning of one
+    dataset=None,              # measured on this data set; None: on the rows kept in the bundle
+    topo_samples: int = 1000,  # operators whose distances are compared, at most
+    kinds=tuple(DASHBOARDS),   # which of them
+    root=None,                 # runs root in which ids are looked up
+) -> dict:                     # kind -> JSON-able numbers of its panels
+    "Every number of the dashboards."
+    e = evidence(bundle, dataset, root); m = measured(e, topo_samples)
+    return {k: DASHBOARDS[k](e, m) for k in kinds}
