@@ -63,7 +63,7 @@ def differences(
     a: Path,   # bundle
     b: Path,   # its repetition
 ) -> list:     # one sentence per difference
-    "Compare weights, history and arrays of two bundles bit for bit."
+    "Compare weights, history, arrays and data sets of two bundles bit for bit."
     import numpy as np
     from safetensors import safe_open
     def tensors(f):
@@ -77,9 +77,14 @@ def differences(
             if not ((a/name).is_file() and (b/name).is_file()): out.append(f"{name} exists only once"); continue
             x, y = read(a/name), read(b/name); odd = sorted(k for k in x.keys() | y.keys() if k not in x or k not in y or not same(x[k], y[k]))
             if odd: out.append(f"{name}: {odd[0]} differs" + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""))
+    for name in sorted({f.name for p in (a, b) for f in p.glob("*.h5")}):   # each data set of the file vouches for its content
+        from geonb.operators.store import TIMING, Store
+        if not ((a/name).is_file() and (b/name).is_file()): out.append(f"{name} exists only once"); continue
+        x, y = ({"plan": s.config} | {k: d for k, d in s.digests.items() if k != TIMING} for s in (Store(a/name), Store(b/name))); odd = sorted(k for k in x.keys() | y.keys() if x.get(k) != y.get(k))
+        if odd: out.append(f"{name}: {odd[0]} differs" + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""))
     rows = [[{k: v for k, v in r.items() if k != "seconds"} for r in read_json(p/"history.json")] for p in (a, b)]
     if len(rows[0]) != len(rows[1]): out.append(f"history.json has {len(rows[0])} rows, the repetition {len(rows[1])}")
-    else: out += [f"history.json: {next(k for k in {**x, **y} if x.get(k) != y.get(k))} differs in epoch {x.get('epoch')}" for x, y in zip(*rows) if x != y][:1]
+    else: out += [f"history.json: {next(k for k in {**x, **y} if x.get(k) != y.get(k))} differs in {'epoch' if 'epoch' in x else 'block'} {x.get('epoch', x.get('block'))}" for x, y in zip(*rows) if x != y][:1]
     return out
 
 # %% ../../nbs/api/app/02_runs.ipynb #60cf0272
