@@ -70,7 +70,7 @@ def report_of(
     from scipy.stats import spearmanr
     s, plan = made.store, made.plan; flop = s.read("metadata/predicted_flop"); even = asdict(evenness(plan.points)) if s.samples > 1 else dict(points=1, columns=13, discrepancy=math.nan, independent=math.nan, correlation=math.nan)
     cells = {f: {p: int(((s.ic_families == f) & (s.policies == p)).sum()) for p in ("residual", "convex")} for f in ("gaussian", "bandlimited", "sinusoid", "blobs")}
-    rho = lambda x: float(spearmanr(x, made.seconds).statistic) if s.samples > 2 else 0.
+    rho = lambda x: float(spearmanr(x, made.seconds).statistic) if np.ptp(x) > 0 else 0.   # of equal costs there is no order
     model = made.cost.model.seconds(plan.sizes, s.columns())
     cost = dict(model=asdict(made.cost.model), stretch=made.cost.stretch, seconds=float(made.seconds.sum()), predicted=float(model.sum()), spearman=rho(flop), spearman_model=rho(model), gflops=float(flop.sum() / made.seconds.sum() / 1e9),
                 each=[[float(f), float(m), float(t)] for f, m, t in list(zip(flop, model, made.seconds))[:1000]])
@@ -88,7 +88,7 @@ def design_figure(
         a, b = axes[0]; band = 1.96 * np.sqrt(x * (1 - x) / n); a.fill_between(x, -band, band, color="0.9", lw=0, label="95 % of independent points")
         for k in range(u.shape[1]): a.plot(np.sort(u[:, k]), rank - np.sort(u[:, k]), color=PALETTE[0] if k < 12 else PALETTE[1], lw=.8, alpha=.7, label={0: "a column of theta", 12: "kind of initial field"}.get(k))
         a.axhline(0, color="0.6", lw=.6); a.set(xlabel="u", ylabel="share of samples below u, minus u", xlim=(0, 1)); a.legend(loc="upper right", fontsize=7)
-        cells = report.diagnostics["cells"]; draw_bars(b, list(cells), {p: [c[p] for c in cells.values()] for p in ("residual", "convex")}, "samples", stacked=True, numbers=".0f"); b.legend(loc="lower right", fontsize=7)
+        cells = report.diagnostics["cells"]; draw_bars(b, list(cells), {p: [c[p] for c in cells.values()] for p in ("residual", "convex")}, "samples", stacked=True, numbers=".0f"); b.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, fontsize=7)
     return fig
 
 # %% ../../nbs/api/operators/24_generation_report.ipynb #86fc5650
@@ -96,11 +96,13 @@ def cost_figure(
     report: DatasetReport,
 ):                   # Figure
     "Cost of each sample against its prediction."
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
     c = report.diagnostics["cost"]; flop, model, seconds = np.array(c["each"]).T; layers = report.store.columns()["num_layers"][:len(flop)]
     with sheet(f"{c['seconds']:.1f} processor seconds, {c['predicted']:.1f} foreseen; {c['gflops']:.1f} GFLOP/s with features", 8, 3.1, columns=2, sharey=True) as (fig, axes):
         for ax, x, label in ((axes[0, 0], model, f"seconds foreseen (Spearman {c['spearman_model']:.3f})"), (axes[0, 1], flop / 1e9, f"GFLOP (Spearman {c['spearman']:.3f})")):
             for k, L in enumerate(np.unique(layers)): ax.scatter(x[layers == L], seconds[layers == L], s=12, color=PALETTE[k], alpha=.7, lw=0, label=f"{L} layers")
             ax.set(xscale="log", yscale="log", xlabel=label)
+            for axis in (ax.xaxis, ax.yaxis): axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FormatStrFormatter("%g"), minor_formatter=NullFormatter())
         ends = [min(model.min(), seconds.min()), max(model.max(), seconds.max())]; axes[0, 0].plot(ends, ends, color="0.6", lw=.8, zorder=0); axes[0, 0].set_ylabel("processor seconds, features included"); axes[0, 1].legend(loc="lower right", fontsize=7)
     return fig
 
@@ -131,7 +133,7 @@ def census_figure(
     tables = {f: x[:, (np.nan_to_num(x).std(0) > 0) & ~np.isnan(x).any(0)] for f, x in tables.items()}; x = np.concatenate(list(tables.values()), 1)
     kinds = [f"{s.policies[i]}, {s.ic_families[i]}" for i in some]; starts = [i for i, k in enumerate(kinds) if i == 0 or k != kinds[i - 1]]; edges = np.cumsum([0] + [t.shape[1] for t in tables.values()])
     with sheet("", 9, 3.4, columns=2, gridspec_kw=dict(width_ratios=(1, 2.6))) as (fig, axes):
-        a, b = axes[0]; draw_bars(a, list(c), {"vary": [v["columns"] - v["constant"] - v["empty"] for v in c.values()], "constant": [v["constant"] for v in c.values()], "empty": [v["empty"] for v in c.values()]}, "columns", stacked=True, numbers=".0f"); a.legend(loc="center right", fontsize=7)
+        a, b = axes[0]; draw_bars(a, list(c), {"vary": [v["columns"] - v["constant"] - v["empty"] for v in c.values()], "constant": [v["constant"] for v in c.values()], "empty": [v["empty"] for v in c.values()]}, "columns", stacked=True, numbers=".0f"); a.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=3, fontsize=7, handlelength=1, columnspacing=1)
         if x.size: b.imshow(x.argsort(0, kind="stable").argsort(0) / max(1, len(x) - 1), aspect="auto", cmap="cividis", interpolation="nearest")
         for edge in edges[1:-1]: b.axvline(edge - .5, color="white", lw=1)
         for at in starts[1:]: b.axhline(at - .5, color="white", lw=.4)
