@@ -38,6 +38,9 @@ class Prepared:
     categories: Categories    # of the kept columns
     model: CategoricalVQVAEConfig
 
+    def __repr__(self):
+        k = self.categories; sizes = ", ".join(f"{n} ({s})" for n, s in zip(self.model.names, self.model.sizes))
+        return f"{', '.join(f'{len(v)} {n}' for n, v in self.splits.items())} operators · {len(self.inputs.names)} columns kept of {len(self.inputs.preprocessor.mask)} · {len(k)} categories{f', stability {k.stability:.2f}' if k.agreements else ''}{' (unstable)' if k.agreements and k.unstable else ''}: {sizes}"
     def part(self, name) -> dict:   # x, ic, curves: float32 tensors
         "The rows of a split as the model reads them."
         return self.rows(self.splits[name])
@@ -140,11 +143,11 @@ class TokenizerTask(Task):
                  config: TrainOperatorVQVAE,
                  data: Prepared,
                  device="cpu",
-                 start=None):   # state dict to begin with; None: the seed's weights
+                 start=None):   # `OperatorTokenizer` whose weights to begin with; None: the seed's
         super().__init__()
         self.config, self.data, self.device, self.clip, self.stages, self.now = config, data, device, config.clip, (Stage("train", config.epochs),), {"epoch": 0}
         self.net = self.modules["model"] = CategoricalHierarchicalVQVAE(data.model); self.begun = start is not None
-        if start is not None: self.net.load_state_dict(start)
+        if start is not None: self.net.load_state_dict(start.net.state_dict())
         self.streams["train"], self.held = (Rows({k: v.to(device) for k, v in data.part(name).items()}, config.batch, config.seed) for name in ("train", "val"))
         self.weights.update({term: getattr(config, key) for term, key in TERMS.items()})
         self.callbacks = [Patience("val/reconstruction", config.patience, config.min_delta or 0.), LiveReport()]
