@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONV', 'NORM', 'PUBLISHED', 'LIGHT', 'SIZES', 'seeded', 'MLPEncoder', 'parameter_count', 'ResidualHalving',
            'ConvEncoder', 'ic_encoder', 'TemporalCNNEncoder', 'InitialHybridEncoder', 'widths_mask', 'StackedLinear',
-           'StackedNorm', 'GroupMLP', 'BaselineProjection']
+           'width_buckets', 'ColumnBuckets', 'GroupLinear', 'StackedNorm', 'GroupMLP', 'BaselineProjection']
 
 # %% ../../nbs/api/operators/35_encoders.ipynb #d1248e41
 import math
@@ -133,6 +133,51 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter((torch.rand_like(mask[:, :1]) * 2 - 1) * bound * mask.amax(1, keepdim=True)) if bias else None
     def forward(self, x): return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
+# %% ../../nbs/api/operators/35_encoders.ipynb #3ef51045
+def width_buckets(
+    widths,      # of each group
+) -> list:       # lists of group numbers
+    "Groups of similar width."
+    found = []
+    for g in sorted(range(len(widths)), key=lambda g: -widths[g]):
+        if found and 2 * max(widths[g], 8) >= widths[found[-1][0]]: found[-1].append(g)
+        else: found.append([g])
+    return [sorted(f) for f in found]
+
+class ColumnBuckets(nn.Module):
+    "The columns of groups, as padded tables of a few buckets."
+    def __init__(self,
+                 groups,           # lists of column numbers
+                 columns: int):    # of the rows they are taken from
+        super().__init__()
+        self.sizes = [len(g) for g in groups]; self.members = width_buckets(self.sizes)
+        for b, members in enumerate(self.members):
+            widest = max(self.sizes[g] for g in members)
+            self.register_buffer(f"at_{b}", torch.tensor([[*groups[g], *[columns] * (widest - len(groups[g]))] for g in members]), persistent=False)   # the column after the last is zero, and stands for padding
+            self.register_buffer(f"real_{b}", widths_mask([self.sizes[g] for g in members], widest), persistent=False)
+    def tables(self): "(numbers of the groups, their columns [g, widest], which of them are real), one for each bucket"; return [(m, getattr(self, f"at_{b}"), getattr(self, f"real_{b}")) for b, m in enumerate(self.members)]
+    def cut(self,
+            x):   # rows [B, columns]
+        "-> the groups' own columns, a list of [g, B, widest], zero in padding"
+        rows = F.pad(x, (0, 1)).T.contiguous()                           # taking whole rows is quick
+        return [rows[at].mT for _, at, _ in self.tables()]
+
+class GroupLinear(nn.Module):
+    "Rows [B, columns] -> [G, B, outputs]: a linear layer for each group of columns."
+    def __init__(self,
+                 groups,           # lists of column numbers
+                 columns: int,     # of the rows
+                 outputs: int,     # of each layer
+                 fan_in):          # inputs in all of each group
+        super().__init__()
+        self.buckets = ColumnBuckets(groups, columns); sizes = self.buckets.sizes
+        self.layers = nn.ModuleList(StackedLinear([sizes[g] for g in m], [outputs] * len(m), [fan_in[g] for g in m]) for m in self.buckets.members)
+        self.register_buffer("order", torch.tensor([g for m in self.buckets.members for g in m]).argsort(), persistent=False)
+    def forward(self, x):
+        found = [layer(part) for layer, part in zip(self.layers, self.buckets.cut(x))]
+        return found[0] if len(found) == 1 else torch.cat(found)[self.order]
+    def of(self, group): "Weight [columns, outputs] and bias [outputs] of one group."; b = next(b for b, m in enumerate(self.buckets.members) if group in m); k = self.buckets.members[b].index(group); return self.layers[b].weight[k, :self.buckets.sizes[group]], self.layers[b].bias[k, 0]
+
 # %% ../../nbs/api/operators/35_encoders.ipynb #bcb96432
 class StackedNorm(nn.Module):
     "Layer normalisation of G padded groups [G, B, widest]; padding stays zero."
@@ -151,17 +196,18 @@ class StackedNorm(nn.Module):
 
 # %% ../../nbs/api/operators/35_encoders.ipynb #dd418ff9
 class GroupMLP(nn.Module):
-    "Category inputs [C, B, widest] and side inputs -> embeddings [C, B, E]."
+    "Rows [B, columns] and side inputs -> embeddings [C, B, E]."
     def __init__(self,
-                 sizes,             # columns of each category
+                 groups,            # lists of column numbers, one for each category
+                 columns: int,      # of the rows
                  hidden: int,       # width of the hidden layer
                  embedding: int,    # E
                  sides: dict,       # {name: (width, numbers of the categories that see it)}
                  dropout: float):
         super().__init__()
-        C, self.p, self.seen = len(sizes), dropout, {n: list(cats) for n, (_, cats) in sides.items()}
-        fan_in = [n + sum(w for w, cats in sides.values() if c in cats) for c, n in enumerate(sizes)]
-        self.first, self.second, self.norm = StackedLinear(sizes, [hidden] * C, fan_in), StackedLinear([hidden] * C, [embedding] * C), StackedNorm([embedding] * C)
+        C, self.p, self.seen = len(groups), dropout, {n: list(cats) for n, (_, cats) in sides.items()}
+        fan_in = [len(g) + sum(w for w, cats in sides.values() if c in cats) for c, g in enumerate(groups)]
+        self.first, self.second, self.norm = GroupLinear(groups, columns, hidden, fan_in), StackedLinear([hidden] * C, [embedding] * C), StackedNorm([embedding] * C)
         self.side = nn.ModuleDict({n: StackedLinear([w] * len(cats), [hidden] * len(cats), [fan_in[c] for c in cats], bias=False) for n, (w, cats) in sides.items()})
     def forward(self, x, sides=None, dropout=None):
         h, p = self.first(x), self.p if dropout is None else dropout

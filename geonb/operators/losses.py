@@ -67,11 +67,12 @@ def informativeness(
     output,            # `Output` of the tokenizer with partial decoders
 ) -> Tensor:           # scalar
     "Mean squared error of what single codebooks say."
-    p, target = output.partial, output.target
-    if output.own is None: return (p - target).square().mean()
-    columns, real = output.own                                           # [C, widest], which of them are columns
-    mine = F.pad(target, (0, 1))[:, columns].transpose(0, 1)[:, None]
-    return (((p - mine) * real[:, None, None]).square().sum(-1) / real.sum(-1)[:, None, None]).mean()
+    if not isinstance(output.said, list): return (output.said - output.target).square().mean()
+    rows, total = F.pad(output.target, (0, 1)).T.contiguous(), 0.
+    for _, at, real, y in output.said:                                   # columns [g, n], which are real, what is said [g, L, B, n]
+        error = (y - rows[at].mT[:, None]).square().mean(-2)
+        total = total + (error * real[:, None]).sum(-1).div(real.sum(-1)[:, None]).sum()
+    return total / output.commitment.numel()
 
 # %% ../../nbs/api/operators/37_losses.ipynb #f2e8b34d
 TERMS = ("reconstruction", "vq", "orthogonality", "informativeness", "topographic")
@@ -88,7 +89,7 @@ def loss_terms(
     found = dict(reconstruction=(output.reconstruction - output.target).square().mean(), vq=output.commitment.sum())
     if sound: found["orthogonality"] = orthogonality(output.latents)
     else: found["orthogonality"] = zero if output.codebook is None else code_cosines(output.codebook, output.codes)
-    found["informativeness"] = zero if output.partial is None else informativeness(output)
+    found["informativeness"] = zero if output.said is None else informativeness(output)
     S = min(topo_samples, len(rows)); found["topographic"] = zero
     if S > 2:
         Dx, (Dz, Dq) = mean_distances(rows[:S]), (mean_distances(b[:, :S]) for b in output.blocks)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'QUANTISER', 'Width', 'Rate', 'Table', 'codes_rule', 'fours', 'latent_rule', 'from_preset',
-           'CategoricalVQVAEConfig', 'first_problem', 'Book', 'table_of', 'summed', 'Output', 'Head', 'PartialDecoders',
-           'CategoricalHierarchicalVQVAE', 'seeded_call', 'shape_problem', 'inference']
+           'CategoricalVQVAEConfig', 'first_problem', 'Book', 'table_of', 'summed', 'Output', 'padded_buckets', 'Head',
+           'PartialDecoders', 'CategoricalHierarchicalVQVAE', 'seeded_call', 'shape_problem', 'inference']
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #42314709
 import math
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import nn
 from ..core.config import explain, shown
 from ..core.errors import UsageError, did_you_mean
-from .encoders import GroupMLP, StackedLinear, StackedNorm, TemporalCNNEncoder, ic_encoder, seeded, widths_mask
+from .encoders import ColumnBuckets, GroupMLP, StackedLinear, StackedNorm, TemporalCNNEncoder, ic_encoder, seeded, widths_mask
 from .quantizers import make_quantizer, quantizer_options
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #3860af64
@@ -178,14 +178,31 @@ class Output:
     indices: torch.Tensor         # int64 [B, C·L]
     commitment: torch.Tensor      # [C, L]
     extra: dict                   # further terms of the quantiser, by name
-    partial: torch.Tensor = None  # [C, L, B, widest category] or [C, L, B, targets]
-    own: tuple = None             # where partial decoders answer for their category: its columns [C, widest], which of them are real
+    said: object = None           # of the partial decoders: [C, L, B, targets], or for each bucket of categories (numbers, columns [g, n], which are real, [g, L, B, n])
     codebook: torch.Tensor = None # [C, L, K, d], where there is one
     codes: torch.Tensor = None    # [C, L], how many of its rows are codes
     @property
     def blocks(self):
         "Latents and codes [G, B, d] that belong together: categories with the sum of their levels (residual), or codebooks (parallel)."
         return (self.latents, summed(self.quantised)[:, -1]) if self.latents.ndim == 3 else (self.latents.flatten(0, 1), self.quantised.flatten(0, 1))
+
+
+    @property
+    def own(self):
+        "Where partial decoders answer for their category: its columns [C, widest], which of them are real. Else None."
+        return tuple(padded_buckets([(m, at, real) for m, at, real, _ in self.said], self.target.shape[1])) if isinstance(self.said, list) else None
+    @property
+    def partial(self):
+        "What each codebook says alone: [C, L, B, widest category] or [C, L, B, targets]."
+        return padded_buckets([(m, y) for m, _, _, y in self.said])[0] if isinstance(self.said, list) else self.said
+
+def padded_buckets(
+    buckets,     # (numbers of groups, tensor [g, …, n], …) for each
+    *fills,      # what stands for padding in each tensor; 0 where not given
+) -> list:       # tensors [G, …, widest], in the order of the numbers
+    "Buckets of unequal width as one stack."
+    widest, order = max(b[1].shape[-1] for b in buckets), torch.tensor([g for b in buckets for g in b[0]]).argsort()
+    return [torch.cat([F.pad(b[i + 1], (0, widest - b[i + 1].shape[-1]), value=([*fills] + [0] * len(buckets[0]))[i]) for b in buckets])[order.to(buckets[0][1].device)] for i in range(len(buckets[0]) - 1)]
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #8fed7bf4
 class Head(nn.Module):
@@ -201,13 +218,18 @@ class Head(nn.Module):
         return z.unflatten(0, (-1, self.levels)) if self.parallel else z
 
 class PartialDecoders(nn.Module):
-    "Code vectors [C, L, B, d] -> [C, L, B, columns]; training only."
+    "Code vectors [C, L, B, d] -> what each says alone, as in `Output.said`; training only."
     def __init__(self, config):
         super().__init__()
-        self.cumulative, widths = config.level_mode == "residual", [d for row in config.latent_table for d in row]
-        out = [n if config.own_category else config.targets for n in config.sizes for _ in range(config.levels)]
-        self.first, self.second = StackedLinear(widths, [config.partial_hidden] * len(widths)), StackedLinear([config.partial_hidden] * len(widths), out)
-    def forward(self, q): return self.second(self.first((summed(q) if self.cumulative else q).flatten(0, 1)).relu()).unflatten(0, q.shape[:2])
+        self.cumulative, L, h = config.level_mode == "residual", config.levels, config.partial_hidden; widths = [d for row in config.latent_table for d in row]
+        self.first, self.buckets = StackedLinear(widths, [h] * len(widths)), ColumnBuckets(config.categories, config.targets) if config.own_category else None
+        outputs = [[config.targets] * len(widths)] if self.buckets is None else [[config.sizes[g] for g in m for _ in range(L)] for m in self.buckets.members]
+        self.second = nn.ModuleList(StackedLinear([h] * len(out), out) for out in outputs)
+    def forward(self, q):
+        h = self.first((summed(q) if self.cumulative else q).flatten(0, 1)).relu()
+        if self.buckets is None: return self.second[0](h).unflatten(0, q.shape[:2])
+        h = h.unflatten(0, q.shape[:2]); tables = self.buckets.tables()
+        return [(m, at, real, layer((h if len(tables) == 1 else h[m]).flatten(0, 1)).unflatten(0, (len(m), q.shape[1]))) for layer, (m, at, real) in zip(self.second, tables)]
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #7b51ecd2
 class CategoricalHierarchicalVQVAE(nn.Module):
@@ -220,12 +242,11 @@ class CategoricalHierarchicalVQVAE(nn.Module):
         if "ic" in c.needs: build("ic_cnn", lambda: ic_encoder(c.side_ic_cnn, c.side_size, c.channels))
         if "curves" in c.needs: build("temporal_cnn", lambda: TemporalCNNEncoder(c.curves, c.side_temporal_cnn, c.side_size))
         sides = dict(ic=(c.side_ic_cnn, c.ic_categories), curves=(c.side_temporal_cnn, c.temporal_categories))
-        build("encoder", lambda: GroupMLP(c.sizes, c.hidden, c.embedding, {n: s for n, s in sides.items() if n in c.needs and s[1]}, c.dropout)); build("head", lambda: Head(c))
+        build("encoder", lambda: GroupMLP(c.categories, c.targets, c.hidden, c.embedding, {n: s for n, s in sides.items() if n in c.needs and s[1]}, c.dropout)); build("head", lambda: Head(c))
         own = {k: getattr(c, k) for k in QUANTISER if getattr(c, k) is not None}
         build("quantizer", lambda: make_quantizer(c.quantizer, C, L, c.code_table, c.latent_table, c.level_mode, c.seed, **own, **c.quantizer_options))
         build("decoder", lambda: nn.Sequential(nn.Linear(sum(map(sum, c.latent_table)), c.decoder_hidden), nn.ReLU(), nn.Linear(c.decoder_hidden, c.targets))); build("partial", lambda: PartialDecoders(c))
-        real, wide = widths_mask(c.sizes), max(c.sizes); d = max(map(max, c.latent_table)); used = widths_mask([w for row in c.latent_table for w in row], d).flatten()
-        self.register_buffer("columns", torch.tensor([[*cat, *[c.targets] * (wide - len(cat))] for cat in c.categories]), persistent=False); self.register_buffer("real", real, persistent=False)
+        d = max(map(max, c.latent_table)); used = widths_mask([w for row in c.latent_table for w in row], d).flatten()
         self.register_buffer("used", None if bool(used.all()) else used.nonzero()[:, 0], persistent=False)
 
     def forward(self,
@@ -235,8 +256,7 @@ class CategoricalHierarchicalVQVAE(nn.Module):
                 partial=True):   # also run the partial decoders
         "-> Output"
         target, z = self.encode(x, ic, curves); q = self.quantizer(z); book = self.quantizer.codebook() if hasattr(self.quantizer, "codebook") else None
-        return Output(target, self.decoder(self.flat(q.q)), z, q.q, q.indices.flatten(1), q.commitment, q.extra, self.partial(q.q) if partial else None, (self.columns, self.real) if self.config.own_category else None,
-                      book, self.quantizer.codes_per_book)
+        return Output(target, self.decoder(self.flat(q.q)), z, q.q, q.indices.flatten(1), q.commitment, q.extra, self.partial(q.q) if partial else None, book, self.quantizer.codes_per_book)
 
 def seeded_call(seed, name, make):
     "What `make()` builds under the named stream."
@@ -265,8 +285,7 @@ def encode(self:CategoricalHierarchicalVQVAE,
     if "ic" in c.needs: shape_problem("ic", ic, (len(x), c.channels, c.grid, c.grid)); sides["ic"] = self.ic_cnn(ic)
     if "curves" in c.needs: shape_problem("curves", curves, (len(x), c.timesteps, c.curves)); sides["curves"] = self.temporal_cnn(curves)
     target = torch.cat([x, sides["ic"]], -1) if c.ic_in_target else x
-    padded = F.pad(target, (0, 1))[:, self.columns].transpose(0, 1)      # the column after the last is zero, and stands for padding
-    return target, self.head(self.encoder(padded, sides, dropout), dropout)
+    return target, self.head(self.encoder(target, sides, dropout), dropout)
 
 @patch
 def flat(self:CategoricalHierarchicalVQVAE, q):
