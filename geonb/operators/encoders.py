@@ -162,6 +162,7 @@ class ColumnBuckets(nn.Module):
         rows = F.pad(x, (0, 1)).T.contiguous()                           # taking whole rows is quick
         return [rows[at].mT for _, at, _ in self.tables()]
 
+# %% ../../nbs/api/operators/35_encoders.ipynb #873f7973
 class GroupLinear(nn.Module):
     "Rows [B, columns] -> [G, B, outputs]: a linear layer for each group of columns."
     def __init__(self,
