@@ -21,7 +21,7 @@ from geonb.operators.generation_bundle import make_dataset, save
 from geonb.operators.generation_config import GenerateOperators
 from geonb.operators.generation_report import report_of
 from geonb.operators.plan import Plan, played
-from geonb.operators.shards import read_shards, write_shard
+from geonb.operators.shard_files import read_shards, write_shard
 from geonb.operators.store import TIMING, Store, data_sets, merge
 from geonb.operators.theta import theta_columns
 from geonb.operators.validation import validate

@@ -14,4 +14,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, dict(
     IC_TYPES="fields", ic_types="fields", ic_family="fields", initial_field="fields",
     NeuralOperator="dynamics", Evolution="dynamics", Rollout="dynamics", play="dynamics", rollout="dynamics", sample_stream="dynamics", weight_seed="dynamics",
     GenerateOperators="generation_config", simulate_extract="generation", generate="generation", make_dataset="generation_bundle", load_bundle="generation_bundle",
+    Plan="plan", Store="store", open_store="store", replay="store", validate="validation", describe="validation", extract_features="extraction",
     PROFILES="cost", profile="cost", CostModel="cost", calibrate="cost", shards="cost", affordable="cost"))

@@ -16,7 +16,7 @@ from ..core.executor import Crew
 from .cost import shards
 from .generation import simulation_code
 from .plan import Plan, described
-from .shards import ShardResult, read_shards, write_shard
+from .shard_files import ShardResult, read_shards, write_shard
 from .store import TIMING, Store, merge, open_store, replay
 
 # %% ../../nbs/api/operators/26_extraction.ipynb #2828603d

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.atomic import canonical_json, fsync, sha256
 from ..core.errors import CheckFailed, DataMissing, UsageError
 from .plan import Plan, planned_columns
-from .shards import ShardResult, read_shards, write_shard
+from .shard_files import ShardResult, read_shards, write_shard
 from .theta import theta_columns
 
 # %% ../../nbs/api/operators/20_store.ipynb #bdd6fe11
