@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'QUANTISER', 'Width', 'Rate', 'Table', 'codes_rule', 'fours', 'latent_rule', 'from_preset',
            'CategoricalVQVAEConfig', 'first_problem', 'Book', 'table_of', 'summed', 'Output', 'padded_buckets', 'Head',
-           'PartialDecoders', 'CategoricalHierarchicalVQVAE', 'seeded_call', 'shape_problem', 'inference']
+           'PartialDecoders', 'SharedDecoder', 'CategoricalHierarchicalVQVAE', 'seeded_call', 'shape_problem',
+           'inference']
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #42314709
 import math
@@ -46,9 +47,9 @@ def latent_rule(
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #eec64948
 PRESETS = {
-    "sound": dict(embedding=64, hidden=128, decoder_hidden=256, levels=3, level_mode="residual", codes=24, latent=8, dropout=.1, head_dropout=0., side_ic_cnn=28, side_temporal_cnn=128, side_size="light", ic_in_target=False,
+    "sound": dict(embedding=64, hidden=128, decoder_hidden=256, levels=3, level_mode="residual", codes=24, latent=8, dropout=.1, head_dropout=0., latent_norm="none", decoder_skip=True, side_ic_cnn=28, side_temporal_cnn=128, side_size="light", ic_in_target=False,
                   own_category=True, quantizer="vq", ema_rule="corrected", init="kmeans"),
-    "baseline": dict(embedding=256, hidden=512, decoder_hidden=256, levels=3, level_mode="parallel", codes="rule", latent="rule", dropout=.1, head_dropout=.1, side_ic_cnn=28, side_temporal_cnn=0, side_size="published", ic_in_target=True,
+    "baseline": dict(embedding=256, hidden=512, decoder_hidden=256, levels=3, level_mode="parallel", codes="rule", latent="rule", dropout=.1, head_dropout=.1, latent_norm="layer", decoder_skip=False, side_ic_cnn=28, side_temporal_cnn=0, side_size="published", ic_in_target=True,
                      own_category=False, quantizer="vq", ema_rule="legacy", init="uniform")}
 QUANTISER = ("ema_rule", "init", "decay", "beta", "revive_below")   # options of quantisers that have a field of their own
 
@@ -79,7 +80,7 @@ class CategoricalVQVAEConfig(BaseModel):
     uniform_codebooks: bool = True
     latent: Annotated[Width | Table | Literal["rule"], Field(description="width of every latent, a table of categories × levels, or 'rule'")]
     compression_ratios: Annotated[list[float] | None, Field(description="latent dimensions per feature, one for each level, with latent='rule'")] = None
-    dropout: Rate; head_dropout: Rate
+    dropout: Rate; head_dropout: Rate; latent_norm: Literal["layer", "none"]; decoder_skip: bool
     side_ic_cnn: Annotated[int, Field(ge=0, le=1024)]; ic_categories: Annotated[list[int], Field(description="numbers of the categories that see the initial field")] = []
     side_temporal_cnn: Annotated[int, Field(ge=0, le=1024)]; temporal_categories: Annotated[list[int], Field(description="numbers of the categories that see the curves")] = []
     side_size: Literal["light", "published"]; ic_in_target: bool; own_category: bool
@@ -211,7 +212,7 @@ class Head(nn.Module):
         super().__init__()
         self.parallel, self.levels, self.p = config.level_mode == "parallel", config.levels, config.head_dropout
         widths = [d for row in config.latent_table for d in (row if self.parallel else row[:1])]
-        self.linear, self.norm = StackedLinear([config.embedding] * len(widths), widths), StackedNorm(widths)
+        self.linear, self.norm = StackedLinear([config.embedding] * len(widths), widths), StackedNorm(widths) if config.latent_norm == "layer" else nn.Identity()
     def forward(self, e, dropout=None):
         p = self.p if dropout is None else dropout
         z = self.norm(F.dropout(self.linear(e.repeat_interleave(self.levels, 0) if self.parallel else e), p, self.training and p > 0))
@@ -231,6 +232,15 @@ class PartialDecoders(nn.Module):
         h = h.unflatten(0, q.shape[:2]); tables = self.buckets.tables()
         return [(m, at, real, layer((h if len(tables) == 1 else h[m]).flatten(0, 1)).unflatten(0, (len(m), q.shape[1]))) for layer, (m, at, real) in zip(self.second, tables)]
 
+# %% ../../nbs/api/operators/36_tokenizer.ipynb #5796579b
+class SharedDecoder(nn.Module):
+    "Code vectors of all categories and levels [B, sum of the widths] -> [B, targets]."
+    def __init__(self, config):
+        super().__init__()
+        n, h = sum(map(sum, config.latent_table)), config.decoder_hidden
+        self.net, self.skip = nn.Sequential(nn.Linear(n, h), nn.ReLU(), nn.Linear(h, config.targets)), nn.Linear(n, config.targets, bias=False) if config.decoder_skip else None
+    def forward(self, q): return self.net(q) if self.skip is None else self.net(q) + self.skip(q)
+
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #7b51ecd2
 class CategoricalHierarchicalVQVAE(nn.Module):
     "Rows of features, initial fields and curves -> tokens, and back to rows."
@@ -245,7 +255,7 @@ class CategoricalHierarchicalVQVAE(nn.Module):
         build("encoder", lambda: GroupMLP(c.categories, c.targets, c.hidden, c.embedding, {n: s for n, s in sides.items() if n in c.needs and s[1]}, c.dropout)); build("head", lambda: Head(c))
         own = {k: getattr(c, k) for k in QUANTISER if getattr(c, k) is not None}
         build("quantizer", lambda: make_quantizer(c.quantizer, C, L, c.code_table, c.latent_table, c.level_mode, c.seed, **own, **c.quantizer_options))
-        build("decoder", lambda: nn.Sequential(nn.Linear(sum(map(sum, c.latent_table)), c.decoder_hidden), nn.ReLU(), nn.Linear(c.decoder_hidden, c.targets))); build("partial", lambda: PartialDecoders(c))
+        build("decoder", lambda: SharedDecoder(c)); build("partial", lambda: PartialDecoders(c))
         d = max(map(max, c.latent_table)); used = widths_mask([w for row in c.latent_table for w in row], d).flatten()
         self.register_buffer("used", None if bool(used.all()) else used.nonzero()[:, 0], persistent=False)
 
