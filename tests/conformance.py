@@ -34,14 +34,19 @@ class Row:
     predictions: str  # npz with what the model said about held-out data
     reproduce: str    # Python: stored predictions by a freshly loaded model; argv[1] is the bundle; prints the largest difference and their number
     timings: tuple = field(default=())   # paths in diagnostics.json that are seconds
+    trains: bool = True   # False: it makes a data set; its steps are shards that were written, its epochs rows of the history, and it has no weights, no champion and no TensorBoard
+    underway: str = "checkpoints/00000000[5-9]"   # glob pattern of what its partial folder holds when some of it is done
 
     @property
     def path(self): return ROOT/"nbs"/f"{self.notebook}.ipynb"
-    def folder(self, root): return Path(root)/self.laboratory/self.dataset
-    def bundles(self, root): return sorted(p for p in self.folder(root).glob("*-r*") if not p.name.startswith("."))
+    @property
+    def shelf(self): return f"{self.dataset.rsplit('-', 1)[0]}-{self.quick['total_samples']}" if "total_samples" in self.quick else self.dataset   # of the quick run
+    def folder(self, root): return Path(root)/self.laboratory/self.shelf
+    def bundles(self, root): return sorted(p for p in Path(root).glob(f"{self.laboratory}/*/*-r*") if not p.name.startswith(".") and p.parent.name in (self.shelf, self.dataset))
 
 
-EVERY = ("config.json", "manifest.json", "history.json", "history.csv", "README.md", "SHA256SUMS", "tensorboard.zip", "tensorboard/events.out.tfevents.*", "plots/*.png", "weights/*.safetensors")
+EVERY = ("config.json", "manifest.json", "history.json", "history.csv", "README.md", "SHA256SUMS", "plots/*.png")
+TRAINED = ("tensorboard.zip", "tensorboard/events.out.tfevents.*", "weights/*.safetensors")
 
 PENTACHORA = Row(
     notebook="train_pentachora", laboratory="pentachora", dataset="digits", steps=42, epochs=2,
@@ -87,7 +92,21 @@ bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"reconstruction.npz");
 print(json.dumps([max(float((model.predict() != kept["predicted_B"]).sum()), float(np.abs(model.radius() - kept["radius_B"]).max())), len(kept["index"])]))
 """)
 
-ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC)}
+OPERATORS = Row(
+    notebook="generate_operators", laboratory="operators", dataset="ci-64", steps=26, epochs=12, trains=False, underway="shards/shard-*",
+    quick=dict(total_samples=24, timesteps=8, realizations=2, executor="serial", shard_seconds=1e-6, device="cpu"),
+    wrong={"misspelt": ("total_sample", "3", ("UsageError: ", "'total_sample'", "did you mean 'total_samples'?")), "ill-typed": ("total_samples", "many", ("UsageError: ", "total_samples='many'", "str", "a whole number from 1 to 10000000")),
+           "out of range": ("alpha", "7.5", ("UsageError: ", "alpha=7.5", "a number from 0 to 1 or null")), "not read": ("scheduler", "tcp://127.0.0.1:1", ("UsageError: ", "scheduler is not read with executor='processes'"))},
+    other=dict(seed=1, twins=3, dt=.1, baseline=True, families="summary"),
+    files=("dataset.h5", "strip.npz", "diagnostics.json"), predictions="strip.npz", timings=("cost",),
+    reproduce="""
+import sys, json, pathlib, numpy as np, geonb
+from geonb.operators.store import replay
+bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"strip.npz"); store = geonb.load(bundle)
+print(json.dumps([max(float(np.abs(replay(store, int(i)).frames[0, kept["times"]].numpy() - f).max()) for i, f in zip(kept["ids"], kept["frames"])), len(kept["ids"])]))
+""")
+
+ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC, OPERATORS)}
 
 
 # ---- the real way ----
@@ -117,11 +136,17 @@ def weights(bundle):
     return {f.name.split("_" + bundle.parent.name)[0]: load_file(f) for f in sorted((bundle/"weights").glob("*.safetensors"))}
 
 
+def stored(file):
+    "What an HDF5 file of operators vouches for, seconds left out."
+    from geonb.operators.store import TIMING, Store
+    store = Store(file); return {"sha256": store.sha256, "plan": store.config} | {p: d for p, d in store.digests.items() if p != TIMING}
+
+
 def digest(row, bundle):
     "All of a bundle that must be equal to the last bit."
     read = lambda f: json.loads((bundle/f).read_text())
     measured = {k: v for k, v in read("diagnostics.json").items() if k not in row.timings} if (bundle/"diagnostics.json").exists() else {}
-    return warm.flat({"weights": weights(bundle), "arrays": {f.name: arrays(f) for f in sorted(bundle.glob("*.npz"))}, "history": warm.timeless(read("history.json")), "config": (bundle/"config.json").read_text(),
+    return warm.flat({"weights": weights(bundle), "arrays": {f.name: arrays(f) for f in sorted(bundle.glob("*.npz"))}, "stored": {f.name: stored(f) for f in sorted(bundle.glob("*.h5"))}, "history": warm.timeless(read("history.json")), "config": (bundle/"config.json").read_text(),
                       "diagnostics": measured, "manifest": {k: v for k, v in read("manifest.json").items() if k in ("chosen", "test", "parameters", "headline", "seed", "code")}})
 
 
@@ -183,6 +208,15 @@ def interfere(order, calls):
     usual = callbacks.usual_callbacks
     class Steps(warm.Callback):
         def after_batch(self, t): seen["steps"] += 1
+    if not ROWS[order["row"]].trains:
+        import geonb.operators.generation as generation
+        write = generation.write_shard
+        def counted(*a):
+            out = write(*a); seen["steps"] += 1
+            if kind in ("after_batch", "after_epoch") and seen["steps"] == number: warm.die()
+            if seen["steps"] == order.get("hold"): hold(order)
+            return out
+        generation.write_shard = counted
     def noted(what, f):
         def wrapped(*a, **k):
             seen.setdefault(what, calls())
