@@ -8,13 +8,12 @@ __all__ = ['twins_of', 'plan_of', 'warm_up', 'one_item', 'simulate_extract', 'si
            'Generated', 'generate', 'spent']
 
 # %% ../../nbs/api/operators/23_generation.ipynb #f090a2dd
-import os
 import time
 import numpy as np
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from ..core.atomic import read_json, write_json
+from ..core.atomic import read_json, sha256, write_json
 from ..core.errors import CheckFailed, GeonbError, Interrupted
 from ..core.executor import Crew
 from ..core.run import writing
@@ -22,7 +21,8 @@ from ..core.seeds import stream
 from .cost import CostModel, affordable, calibrate, pilot_rows, shards
 from .fields import ic_family, ic_types
 from .plan import Plan, described, played
-from .store import TIMING, ShardResult, Store, merge, read_shards, write_shard
+from .shard_files import ShardResult, read_shards, write_shard
+from .store import TIMING, Store, merge
 from .theta import theta_columns
 
 # %% ../../nbs/api/operators/23_generation.ipynb #fb232e85
@@ -84,11 +84,9 @@ def simulate_extract(
 @lru_cache(1)
 def simulation_code() -> str:
     "What a sample's bits depend on, beside the processor."
-    import torch, geonb
-    from pathlib import Path
-    from geonb.core.atomic import sha256
+    import importlib, torch
     names = "theta fields dynamics cost initial_features summary_features temporal_features registry plan".split()
-    return sha256(f"{torch.__version__} {np.__version__} {[sha256(Path(geonb.__file__).parent/'operators'/f'{n}.py') for n in names]}".encode())
+    return sha256(f"{torch.__version__} {np.__version__} {[sha256(importlib.import_module(f'geonb.operators.{n}').__file__) for n in names]}".encode())
 
 def do_piece(
     piece: tuple,      # (ids, twin ids, plan, device, `simulation_code` of who asks)
@@ -240,6 +238,7 @@ def complete(
         with writing(f"a shard of run {run.run_id}"): write_shard(shelf, result, plan.hash)
         gauge.add(len(result.ids), todo[i][2])
 
+# %% ../../nbs/api/operators/23_generation.ipynb #0af07f9d
 @dataclass(frozen=True)
 class Generated:
     "A data set, and what was learnt while it was made."
@@ -264,6 +263,7 @@ def generate(
         with writing(f"the data set of run {run.run_id}"): store = Store(file) if file.is_file() else merge(shelf, file, plan)
     return Generated(store, plan, cost, spent(plan, shelf))
 
+# %% ../../nbs/api/operators/23_generation.ipynb #edbdf715
 def spent(
     plan: Plan,
     shelf,              # folder of the shards

@@ -43,6 +43,7 @@ print(replay(store, 0).frames.shape)   # one sample, played again bit for bit
 The operators are random and untrained: what they do is a property of their architecture, their noise and the way they are iterated, not of any physical system. Equal bits come from equal versions of torch and numpy on processors of one kind; elsewhere a replay differs in the last digits. A replayed sample is the one that was described, a sample of another seed is not.
 """
 
+# %% ../../nbs/api/operators/25_generation_bundle.ipynb #758fc239
 def card(
     report: DatasetReport,
     config,      # `GenerateOperators`
