@@ -15,4 +15,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, dict(
     NeuralOperator="dynamics", Evolution="dynamics", Rollout="dynamics", play="dynamics", rollout="dynamics", sample_stream="dynamics", weight_seed="dynamics",
     GenerateOperators="generation_config", simulate_extract="generation", generate="generation", make_dataset="generation_bundle", load_bundle="generation_bundle",
     Plan="plan", Store="store", open_store="store", replay="store", validate="validation", describe="validation", extract_features="extraction",
+    FeatureTable="cleaning", feature_table="cleaning", Preprocessor="cleaning", split_rows="splits", discover="categories", Categories="categories",
+    make_quantizer="quantizers", CategoricalVQVAEConfig="tokenizer", CategoricalHierarchicalVQVAE="tokenizer", loss_terms="losses",
+    r2_report="metrics", usage_report="metrics", bits_report="metrics", topo_report="metrics", rv_matrix="metrics", probe_report="metrics", twin_agreement="metrics", null_models="nulls",
+    TrainOperatorVQVAE="tokenizer_config", TokenizerInputs="tokenizer_inputs", TokenizerTask="tokenizer_task", prepare="tokenizer_task", TokenizerReport="tokenizer_report", OperatorTokenizer="tokenizer_bundle", load_tokenizer="tokenizer_bundle",
     PROFILES="cost", profile="cost", CostModel="cost", calibrate="cost", shards="cost", affordable="cost"))
