@@ -22,6 +22,10 @@ CONFIGS = {
     "ragged residual": BASE | dict(codes=[[4, 5, 6], [7, 8, 9], [3, 2, 4]], latent=[[4] * 3, [8] * 3, [2] * 3]),
     "ragged parallel": BASE | dict(level_mode="parallel", codes="rule", latent="rule", compression_ratios=[.5, 1., .3], temporal_categories=[1]),
     "one category, one level": SIZES | dict(features=5, categories=[[0, 1, 2, 3, 4]], levels=1, codes=4),
+    "shared books": BASE | dict(codes=8, quantizer="rvq"),
+    "grid": BASE | dict(codes=8, quantizer="fsq"),
+    "signs": BASE | dict(codes=8, quantizer="lfq", beta=.1),
+    "mapped books": BASE | dict(codes=8, quantizer="simvq"),
     "baseline": SIZES | dict(preset="baseline", features=20, categories=[list(range(12)), [12, 13, *range(17, 48)]]),   # columns 14 to 16 belong to no category
 }
 
@@ -59,6 +63,12 @@ def test_configuration_survives_json_and_builds_the_same_model(kind):
     a, b = (CategoricalHierarchicalVQVAE(c).state_dict() for c in (config, again)); assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     other = CategoricalHierarchicalVQVAE(CategoricalVQVAEConfig(**text | {"seed": 1})).state_dict(); assert any(not torch.equal(a[k], other[k]) for k in a if "weight" in k)
     with pytest.raises(UsageError, match="unknown parameter 'hiden' .did you mean 'hidden'"): CategoricalVQVAEConfig(**text, hiden=3)
+
+
+def test_each_quantiser_has_its_own_options():
+    assert CategoricalVQVAEConfig(**CONFIGS["residual"]).ema_rule == "corrected" and CategoricalVQVAEConfig(**CONFIGS["grid"]).ema_rule is None and CategoricalVQVAEConfig(**CONFIGS["signs"]).beta == .1
+    with pytest.raises(UsageError, match="quantizer='fsq' has no option decay"): CategoricalVQVAEConfig(**CONFIGS["grid"], decay=.9)
+    with pytest.raises(UsageError, match="quantizer='vq' has no option colour"): CategoricalVQVAEConfig(**CONFIGS["residual"], quantizer_options=dict(colour=1))
 
 
 def test_building_a_model_leaves_the_global_generator_alone():

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'QUANTISER', 'Width', 'Rate', 'Table', 'codes_rule', 'fours', 'latent_rule', 'from_preset',
            'CategoricalVQVAEConfig', 'first_problem', 'Book', 'table_of', 'summed', 'Output', 'padded_buckets', 'Head',
-           'PartialDecoders', 'SharedDecoder', 'CategoricalHierarchicalVQVAE', 'seeded_call', 'shape_problem',
-           'inference']
+           'PartialDecoders', 'SharedDecoder', 'CategoricalHierarchicalVQVAE', 'one_number', 'seeded_call',
+           'shape_problem', 'inference']
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #42314709
 import math
@@ -122,7 +122,7 @@ def first_problem(
         table = getattr(c, name)
         if isinstance(table, list) and [len(r) for r in table] != [L] * C: return f"{name} as a table has {C} rows (categories) of {L} (levels)"
     known = {k for k in quantizer_options(c.quantizer)}; unknown = [k for k in QUANTISER if getattr(c, k) is not None and k not in known] + [k for k in c.quantizer_options if k not in known or k in QUANTISER]
-    if unknown: return f"quantizer={c.quantizer!r} has no further option {unknown[0]}{did_you_mean(unknown[0], known)}: it has {', '.join(sorted(known)) or 'none'}"
+    if unknown: return f"quantizer={c.quantizer!r} has no option {unknown[0]}{did_you_mean(unknown[0], known)}: it has {', '.join(sorted(known)) or 'none'}"
     if c.compression_ratios is not None and (c.latent != "rule" or len(c.compression_ratios) != L or min(c.compression_ratios, default=0) <= 0): return f"compression_ratios={shown(c.compression_ratios)} is not allowed: {L} numbers above 0, with latent='rule'"
     if c.level_mode == "residual" and any(len(set(r)) > 1 for r in c.latent_table): return "residual levels share one latent: the same width for all levels of a category, got " + shown(next(r for r in c.latent_table if len(set(r)) > 1))
 
@@ -254,7 +254,7 @@ class CategoricalHierarchicalVQVAE(nn.Module):
         sides = dict(ic=(c.side_ic_cnn, c.ic_categories), curves=(c.side_temporal_cnn, c.temporal_categories))
         build("encoder", lambda: GroupMLP(c.categories, c.targets, c.hidden, c.embedding, {n: s for n, s in sides.items() if n in c.needs and s[1]}, c.dropout)); build("head", lambda: Head(c))
         own = {k: getattr(c, k) for k in QUANTISER if getattr(c, k) is not None}
-        build("quantizer", lambda: make_quantizer(c.quantizer, C, L, c.code_table, c.latent_table, c.level_mode, c.seed, **own, **c.quantizer_options))
+        build("quantizer", lambda: make_quantizer(c.quantizer, C, L, one_number(c.code_table), one_number(c.latent_table), c.level_mode, c.seed, **own, **c.quantizer_options))
         build("decoder", lambda: SharedDecoder(c)); build("partial", lambda: PartialDecoders(c))
         d = max(map(max, c.latent_table)); used = widths_mask([w for row in c.latent_table for w in row], d).flatten()
         self.register_buffer("used", None if bool(used.all()) else used.nonzero()[:, 0], persistent=False)
@@ -267,6 +267,11 @@ class CategoricalHierarchicalVQVAE(nn.Module):
         "-> Output"
         target, z = self.encode(x, ic, curves); q = self.quantizer(z); book = self.quantizer.codebook() if hasattr(self.quantizer, "codebook") else None
         return Output(target, self.decoder(self.flat(q.q)), z, q.q, q.indices.flatten(1), q.commitment, q.extra, self.partial(q.q) if partial else None, book, self.quantizer.codes_per_book)
+
+def one_number(table):
+    "A table [C][L] whose entries are all the same as that number; some quantisers take nothing else."
+    found = {n for row in table for n in row}
+    return found.pop() if len(found) == 1 else table
 
 def seeded_call(seed, name, make):
     "What `make()` builds under the named stream."
@@ -336,6 +341,6 @@ def tokens(self:CategoricalHierarchicalVQVAE,
 def decode(self:CategoricalHierarchicalVQVAE,
     tokens):   # int64 [B, C·L]
     "-> reconstruction [B, targets]"
-    c = self.config; shape_problem("tokens", tokens, (None, len(c.books))); codes = torch.tensor([b.codes for b in c.books], device=tokens.device)
+    c = self.config; shape_problem("tokens", tokens, (None, len(c.books))); codes = self.quantizer.codes_per_book.flatten()
     if tokens.is_floating_point() or bool(((tokens < 0) | (tokens >= codes)).any()): raise UsageError(f"tokens are whole numbers from 0, below the {shown(sorted({b.codes for b in c.books}))} codes of their books")
     with inference(self): return self.decoder(self.flat(self.quantizer.lookup(tokens.long().unflatten(1, (len(c.categories), c.levels)))))
