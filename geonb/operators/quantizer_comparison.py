@@ -21,12 +21,12 @@ from .quantizers import make_quantizer
 REFERENCE = "vq, corrected, k-means"
 VARIANTS = {
     "vq, legacy, uniform": ("vq", dict(ema_rule="legacy", init="uniform")), REFERENCE: ("vq", {}), "vq, corrected, uniform": ("vq", dict(init="uniform")), "vq, uniform, revived": ("vq", dict(init="uniform", revive_below=1.)),
-    "rvq, shared": ("rvq", {}), "fsq 8 x 3": ("fsq", dict(codes=24)), "fsq 5 x 5": ("fsq", dict(codes=25)), "simvq": ("simvq", {}), "simvq, straight": ("simvq", dict(gradient="straight")),
+    "rvq, shared": ("rvq", {}), "fsq 8 x 3": ("fsq", dict(codes=24)), "fsq 5 x 5": ("fsq", dict(codes=25)), "simvq": ("simvq", {}),
     **{f"lfq {k}, entropy {w:g}, diversity {d:g}": ("lfq", dict(codes=k, entropy=w, diversity=d)) for k, w, d in ((16, .1, 1.), (32, .1, 1.), (32, 0., 0.), (32, .1, 4.))}}
 OURS = tuple(VARIANTS)
 _k = dict(kmeans_init=True, decay=.99)
 VARIANTS |= {
-    "VectorQuantize": ("VectorQuantize", _k), "VectorQuantize, dead codes 2": ("VectorQuantize", dict(_k, threshold_ema_dead_code=2)), "VectorQuantize, straight": ("VectorQuantize", dict(_k, rotation_trick=False)),
+    "VectorQuantize": ("VectorQuantize", _k), "VectorQuantize, dead codes 2": ("VectorQuantize", dict(_k, threshold_ema_dead_code=2)),
     "VectorQuantize, projected to 4": ("VectorQuantize", dict(_k, codebook_dim=4)), "VectorQuantize, cosine": ("VectorQuantize", dict(_k, use_cosine_sim=True)),
     "ResidualVQ": ("ResidualVQ", _k), "ResidualVQ, shared": ("ResidualVQ", dict(_k, shared_codebook=True)), "ResidualFSQ 8 x 3": ("ResidualFSQ", dict(codes=24)), "LFQ 32": ("LFQ", dict(codes=32)), "SimVQ": ("SimVQ", {})}
 
@@ -49,7 +49,7 @@ def train_quantizer(
     z: Tensor,          # latents [C, N, d]
     epochs: int = 60,
     batch: int = 256,
-    lr: float = 1e-2,   # of the parameters, if there are any
+    lr: float = 3e-2,   # of the parameters, if there are any
     seed: int = 0,      # of the order
 ) -> float:             # seconds of processor time
     "A quantiser on fixed latents."
