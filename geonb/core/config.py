@@ -166,6 +166,7 @@ RUNS = {          # run notebook -> where its parameter model is
     "train_ternary_v5_5": "geonb.ternary.config:TrainTernaryV5_5",
     "train_ternary_v5_11": "geonb.ternary.hyperbolic_config:TrainTernaryV5_11",
     "generate_operators": "geonb.operators.generation_config:GenerateOperators",
+    "train_operator_vqvae": "geonb.operators.tokenizer_config:TrainOperatorVQVAE",
 }
 
 def run_config(
