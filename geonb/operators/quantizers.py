@@ -69,6 +69,7 @@ def in_rounds(
 
 def mean_square(stack, x): return x.square().sum((-1, -2)) / (stack.widths * max(1, x.shape[-2]))   # over latents and the width that a book really has: [R, G, B, d] -> [R, G]
 
+# %% ../../nbs/api/operators/33_quantizers.ipynb #59b7c0ee
 def quantise_vectors(
     self,         # VectorQuantizer
     z: Tensor,    # residual [C, B, d], parallel [C, L, B, d]
