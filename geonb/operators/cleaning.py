@@ -10,10 +10,12 @@ __all__ = ['CLEANING', 'CHOICES', 'STEPS', 'FORMAT', 'REASONS', 'NUMBERS', 'cosi
 # %% ../../nbs/api/operators/30_cleaning.ipynb #7e7c20ac
 import json
 import warnings
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 import numpy as np
-from ..core.errors import CheckFailed, UsageError, did_you_mean
+from ..core.errors import CheckFailed, DataMissing, UsageError, did_you_mean
 from .registry import STORED, families_of
 from .initial_features import column_names
 
@@ -308,14 +310,16 @@ class Preprocessor:
     @classmethod
     def load(cls, path):
         "The preprocessor that was saved."
+        if not Path(path).is_file(): raise DataMissing(f"there is no file {Path(path).name} in {Path(path).parent}")
         try:
             with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
             if int(a["_format"]) != FORMAT: raise CheckFailed(f"{Path(path).name} has format {a['_format']}, this version reads {FORMAT}")
+            if str(a["_normalization_method"]) != "standard" or ((a["transform"] == "asinh") != (a["transform_scale"] > 0)).any(): raise CheckFailed(f"{Path(path).name} holds a transformation that this version does not know")
             D = int(a["feature_mask"].sum()); n = dict(fill=a["nan_fill"], centre=a["transform_centre"], scale=a["transform_scale"], lo=a["clip_lo"], hi=a["clip_hi"], mean=np.full(D, np.nan), std=np.full(D, np.nan))
             for g in a["_groups"]:
                 for k in ("mean", "std"): n[k][a[f"{g}_columns"]] = a[f"{g}_{k}"]
             rules = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(str(a["_rules"])).items()}
             found = cls(cleaning(str(a["_mode"]), **rules), a["feature_names"].tolist(), a["feature_families"].tolist(), a["reason"], a["kept_for"], n, json.loads(str(a["_counts"])), str(a["_mode"]))
-        except (KeyError, ValueError, OSError, IndexError) as e: raise CheckFailed(f"{Path(path).name} is not a saved preprocessor: {e}") from None
+        except (KeyError, ValueError, OSError, IndexError, EOFError, BadZipFile, zlib.error) as e: raise CheckFailed(f"{Path(path).name} is not a saved preprocessor: {e}") from None
         if not all(len(v) == D and not np.isnan(v).any() for v in n.values()): raise CheckFailed(f"{Path(path).name} does not hold numbers for each of its {D} columns")
         return found
