@@ -130,7 +130,8 @@ def attributes(
     moment: str | None = None,   # UTC time; None: now
 ) -> dict:           # group or data set -> {attribute: value}
     "The attributes of a plan's file."
-    import dataclasses, torch, geonb
+    import dataclasses, torch
+    from importlib.metadata import version
     from geonb.core.run import now
     from geonb.operators.initial_features import column_names
     from geonb.operators.registry import PATHS, PER_TRAJECTORY, REGISTRY, STORED, VERSIONS, extraction_config
@@ -141,7 +142,7 @@ def attributes(
              "parameters/params": dict(names=told([d.name for d in plan.space]), live=[d.live for d in plan.space], spec=told([dataclasses.asdict(d) for d in plan.space])),
              "outputs": dict(feature_only_mode=not plan.store_trajectories, note="frames are in fields" if plan.store_trajectories else "frames were not kept: geonb.operators.replay makes them again, bit for bit"),
              "metadata": dict(creation_date=moment, version=VERSION, grid_size=s.grid, num_realizations=s.realizations, num_timesteps=s.timesteps, num_parameter_sets=plan.samples, track_ic_metadata=True, config=told(plan.as_dict()),
-                              sampling_metrics=told(even), root_seed=plan.root_seed, code_version=geonb.__version__, torch_version=str(torch.__version__), numpy_version=np.__version__, precision=plan.precision)}
+                              sampling_metrics=told(even), root_seed=plan.root_seed, code_version=version("geonb"), torch_version=str(torch.__version__), numpy_version=np.__version__, precision=plan.precision)}
     for family in plan.families:
         names = column_names(STORED[family])
         found[f"features/{family}"] = dict(version=VERSIONS[family], num_features=len(names), feature_registry=told(REGISTRY[family]), extraction_config=told(how)) | (dict(feature_names=told(names)) if family == "temporal" else {})
