@@ -19,7 +19,7 @@ from .store import open_store
 # %% ../../nbs/api/operators/40_tokenizer_config.ipynb #01056644
 _quantisers = dict(vq=dict(ema_rule="corrected", init="kmeans", decay=.99, beta=.25, revive_below=0.), simvq=dict(beta=.25), lfq=dict(codes=32, beta=0., entropy=.1, diversity=1.), fsq=dict(codes=24))
 _quantisers["rvq"] = _quantisers["vq"]
-_sound = dict(families="initial,summary,temporal", temporal_terms=8, mad_sigma=5., variance=1e-8, duplicate_r=.99, asinh_kurtosis=50., linkage="average", k_min=2, k_max=25, min_features=3, reassign_orphans=True, bootstraps=20,
+_sound = dict(families="initial,summary,temporal", temporal_terms=8, mad_sigma=5., variance=1e-8, duplicate_r=.99, asinh_kurtosis=50., linkage="ward", k_min=2, k_max=25, min_features=3, reassign_orphans=True, bootstraps=20,
               embedding=64, hidden=128, levels=3, level_mode="residual", codes=24, latent=8, dropout=.1, side_ic_cnn=28, side_temporal_cnn=128, rec_weight=1., vq_weight=1., orth_weight=.1, info_weight=.1, topo_weight=.3, topo_samples=128,
               epochs=150, batch=256, lr=1e-3, weight_decay=1e-4, warmup_frac=.05, clip=1., patience=60, min_delta=1e-4, val_every=5)
 _baseline = dict(families="initial,summary,temporal", duplicate_r=.99, k_min=2, k_max=25, min_features=3, bootstraps=20,
