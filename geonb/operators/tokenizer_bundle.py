@@ -232,7 +232,8 @@ def save(
     def write(folder):
         write_model(folder, task.net, run.config_sha256); data.inputs.save(folder); write_json(folder/"categories.json", written_categories(data))
         parts = ("train", "val", "test"); write_npz(folder/"splits.npz", **{k: report.tokens[k] for k in parts}); write_npz(folder/"tokens.npz", **{k: v for k, v in report.tokens.items() if k not in parts})
-        write_npz(folder/"latents.npz", **report.latents); write_json(folder/"report.json", report.report); write_bytes(folder/"README.md", card(report, task.config, size).encode())
+        write_npz(folder/"latents.npz", **report.latents); write_bytes(folder/"report.json", (json.dumps(report.report, indent=1, allow_nan=False) + "\n").encode())   # in its own order: what leads stands first
+        write_bytes(folder/"README.md", card(report, task.config, size).encode())
     h = report.report["headline"]; manifest = {"chosen": report.chosen, "counters": report.counters, "parameters": {"total": size}, "test": h, "peak_memory_mib": peak_memory(),
         "headline": {"R²": h["r2"], "bits": round(h["bits"], 2), "perplexity/K": h["perplexity"], "topo e2e": h["topo_e2e"]["pearson"]}}
     plan = data.store.plan; model = {"kind": "tokenizer", "preset": task.config.preset, "quantizer": task.config.quantizer, "config": task.net.config.model_dump(mode="json"), "extraction": {"baseline": plan.baseline, "cv": plan.cv}}

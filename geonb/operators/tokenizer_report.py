@@ -146,7 +146,7 @@ def parts_of(task, test, arrays) -> dict:
     finite = np.flatnonzero(data.store.ok)
     return {"usage": usage_report(test["tokens"], books), "usage_all": usage_report(arrays["tokens"][finite], books), "bits": bits_report(test["tokens"], books), "bits_all": bits_report(arrays["tokens"][finite], books),
             "topology": topo_report(test["x"], z[:, 0] if residual else z, q, task.config.seed, levels="residual" if residual else "parallel"), "correlation": {"rv": plain(rv), "chance": plain(chance)}, "twins": twins,
-            "cleaning": {"mode": p.mode, **p.report}, "categories": {"labels": data.model.names, "sizes": data.model.sizes, "stability": k.stability if k.agreements else None, "resamples": len(k.agreements), "unstable": bool(k.unstable), "centroid_correlation": k.correlation, "silhouette": {str(n): v for n, v in k.curve.items()}, "orphans": k.orphans},
+            "cleaning": {"mode": p.mode, **p.report}, "categories": {"labels": data.model.names, "sizes": data.model.sizes, "stability": k.stability if k.agreements else None, "resamples": len(k.agreements), "unstable": bool(k.unstable) if k.agreements else None, "centroid_correlation": k.correlation, "silhouette": {str(n): v for n, v in k.curve.items()}, "orphans": k.orphans},
             "model": {"features": data.model.features, "targets": data.model.targets, "levels": net.config.levels, "level_mode": net.config.level_mode, "codes": books.tolist(), "widths": net.config.latent_table, "embedding": net.config.embedding, "hidden": net.config.hidden}}
 
 def ordered(out, splits) -> dict:
