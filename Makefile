@@ -12,11 +12,13 @@
 #
 #   PYTHON=python3.12    the interpreter .venv is made with (3.11 to 3.13)
 #   TORCH=auto           auto, cpu, or a CUDA build by PyTorch's own name for it (cu126, cu128, ...)
+#   JOBS=2               processes that run tests; 0: in this process (for a debugger)
 #   ARGS=...             passed on: make run ARGS='-p epochs 2',  make test ARGS='-k bundle'
 
 PYTHON ?= python3
 TORCH  ?= auto
 LAB    ?=
+JOBS   ?= 2
 ARGS   ?=
 
 BIN   := .venv/bin
@@ -39,11 +41,11 @@ run: $(READY)
 test: $(DEV)
 	$(BIN)/python .ci/check.py drift
 	$(BIN)/python .ci/check.py notebooks
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 	$(BIN)/python .ci/docs.py check
 
 test-slow: $(DEV)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(ARGS)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab --notebook-dir=nbs $(ARGS)
