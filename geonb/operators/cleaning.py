@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile
 import numpy as np
+from fastcore.basics import patch
 from ..core.errors import CheckFailed, DataMissing, UsageError, did_you_mean
 from .registry import STORED, families_of
 from .initial_features import column_names
@@ -276,50 +277,56 @@ class Preprocessor:
         std = d.x[:, keep].std(0); numbers |= dict(mean=d.x[:, keep].mean(0), std=np.where((std > 0) & (std >= c.smallest_std), std, 1))
         return cls(c, list(table.names), list(table.family), d.reason, d.kept_for, numbers, dict(rows=len(x), **{k: int(v[keep].sum()) for k, v in d.counts.items()}), mode)
 
-    def transform(self, table: FeatureTable) -> np.ndarray:   # float32 [N, D]
-        "What a model sees; each row depends on itself alone."
-        n = self.numbers; x = np.asarray(table.select(self.names).values, np.float64)
-        x = bend(np.where(np.isfinite(x), x, n["fill"]), n["centre"], n["scale"])
-        return ((np.clip(x, n["lo"], n["hi"]) - n["mean"]) / n["std"]).astype(np.float32)
+# %% ../../nbs/api/operators/30_cleaning.ipynb #94eda9c9
+@patch
+def transform(self: Preprocessor, table: FeatureTable) -> np.ndarray:   # float32 [N, D]
+    "What a model sees; each row depends on itself alone."
+    n = self.numbers; x = np.asarray(table.select(self.names).values, np.float64)
+    x = bend(np.where(np.isfinite(x), x, n["fill"]), n["centre"], n["scale"])
+    return ((np.clip(x, n["lo"], n["hi"]) - n["mean"]) / n["std"]).astype(np.float32)
 
-    def inverse(self, x) -> np.ndarray:   # float32 [N, D]
-        "Raw values of what a model gives, within the limits of its training rows."
-        n = self.numbers; y = np.clip(np.asarray(x, np.float64) * n["std"] + n["mean"], n["lo"], n["hi"])
-        return unbend(y, n["centre"], n["scale"]).astype(np.float32)
+@patch
+def inverse(self: Preprocessor, x) -> np.ndarray:   # float32 [N, D]
+    "Raw values of what a model gives, within the limits of its training rows."
+    n = self.numbers; y = np.clip(np.asarray(x, np.float64) * n["std"] + n["mean"], n["lo"], n["hi"])
+    return unbend(y, n["centre"], n["scale"]).astype(np.float32)
 
-    @property
-    def report(self) -> dict:
-        "Counts and reasons, JSON-able."
-        by = lambda mask: {f: int(sum(m for m, g in zip(mask, self.feature_families) if g == f)) for f in dict.fromkeys(self.feature_families)}
-        named = lambda k: [n for n, r in zip(self.feature_names, self.reason) if r == k]
-        return dict(mode=self.mode, columns=len(self.mask), kept=int(self.mask.sum()), kept_by_family=by(self.mask), dropped={k: len(named(k)) for k in REASONS}, dropped_by_family={k: by(self.reason == k) for k in REASONS},
-                    names={k: named(k) for k in REASONS}, kept_for={self.feature_names[i]: self.feature_names[j] for i, j in enumerate(self.kept_for) if j >= 0},
-                    bent=[n for n, s in zip(self.names, self.numbers["scale"]) if s > 0], **self.counts)
+# %% ../../nbs/api/operators/30_cleaning.ipynb #4864da1a
+@patch(as_prop=True)
+def report(self: Preprocessor) -> dict:
+    "Counts and reasons, JSON-able."
+    by = lambda mask: {f: int(sum(m for m, g in zip(mask, self.feature_families) if g == f)) for f in dict.fromkeys(self.feature_families)}
+    named = lambda k: [n for n, r in zip(self.feature_names, self.reason) if r == k]
+    return dict(mode=self.mode, columns=len(self.mask), kept=int(self.mask.sum()), kept_by_family=by(self.mask), dropped={k: len(named(k)) for k in REASONS}, dropped_by_family={k: by(self.reason == k) for k in REASONS},
+                names={k: named(k) for k in REASONS}, kept_for={self.feature_names[i]: self.feature_names[j] for i, j in enumerate(self.kept_for) if j >= 0},
+                bent=[n for n, s in zip(self.names, self.numbers["scale"]) if s > 0], **self.counts)
 
-    def save(self, path, groups=None) -> Path:
-        "One npz that needs no other file; `groups` {name: columns} are the categories, by default the families."
-        place = groups or {f: [i for i, g in enumerate(self.families) if g == f] for f in dict.fromkeys(self.families)}
-        if sorted(i for at in place.values() for i in at) != list(range(len(self.names))): raise UsageError(f"groups hold each of {len(self.names)} columns once")
-        n = self.numbers; arrays = {f"{g}_{k}": n[k][list(at)] for g, at in place.items() for k in ("mean", "std")} | {f"{g}_columns": np.array(at, np.int64) for g, at in place.items()}
-        arrays |= dict(_normalization_method=np.array("standard"), _format=np.array(FORMAT), _mode=np.array(self.mode), _rules=np.array(json.dumps(asdict(self.rules))), _counts=np.array(json.dumps(self.counts)), _groups=np.array(list(place)),
-                       feature_mask=self.mask, feature_names=np.array(self.feature_names), feature_families=np.array(self.feature_families), reason=self.reason, kept_for=self.kept_for,
-                       clip_lo=n["lo"], clip_hi=n["hi"], transform=np.where(n["scale"] > 0, "asinh", "identity"), transform_centre=n["centre"], transform_scale=n["scale"], nan_fill=n["fill"])
-        with open(path, "wb") as f: np.savez(f, **arrays)
-        return Path(path)
+@patch
+def save(self: Preprocessor, path, groups=None) -> Path:
+    "One npz that needs no other file; `groups` {name: columns} are the categories, by default the families."
+    place = groups or {f: [i for i, g in enumerate(self.families) if g == f] for f in dict.fromkeys(self.families)}
+    if sorted(i for at in place.values() for i in at) != list(range(len(self.names))): raise UsageError(f"groups hold each of {len(self.names)} columns once")
+    n = self.numbers; arrays = {f"{g}_{k}": n[k][list(at)] for g, at in place.items() for k in ("mean", "std")} | {f"{g}_columns": np.array(at, np.int64) for g, at in place.items()}
+    arrays |= dict(_normalization_method=np.array("standard"), _format=np.array(FORMAT), _mode=np.array(self.mode), _rules=np.array(json.dumps(asdict(self.rules))), _counts=np.array(json.dumps(self.counts)), _groups=np.array(list(place)),
+                   feature_mask=self.mask, feature_names=np.array(self.feature_names), feature_families=np.array(self.feature_families), reason=self.reason, kept_for=self.kept_for,
+                   clip_lo=n["lo"], clip_hi=n["hi"], transform=np.where(n["scale"] > 0, "asinh", "identity"), transform_centre=n["centre"], transform_scale=n["scale"], nan_fill=n["fill"])
+    with open(path, "wb") as f: np.savez(f, **arrays)
+    return Path(path)
 
-    @classmethod
-    def load(cls, path):
-        "The preprocessor that was saved."
-        if not Path(path).is_file(): raise DataMissing(f"there is no file {Path(path).name} in {Path(path).parent}")
-        try:
-            with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
-            if int(a["_format"]) != FORMAT: raise CheckFailed(f"{Path(path).name} has format {a['_format']}, this version reads {FORMAT}")
-            if str(a["_normalization_method"]) != "standard" or ((a["transform"] == "asinh") != (a["transform_scale"] > 0)).any(): raise CheckFailed(f"{Path(path).name} holds a transformation that this version does not know")
-            D = int(a["feature_mask"].sum()); n = dict(fill=a["nan_fill"], centre=a["transform_centre"], scale=a["transform_scale"], lo=a["clip_lo"], hi=a["clip_hi"], mean=np.full(D, np.nan), std=np.full(D, np.nan))
-            for g in a["_groups"]:
-                for k in ("mean", "std"): n[k][a[f"{g}_columns"]] = a[f"{g}_{k}"]
-            rules = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(str(a["_rules"])).items()}
-            found = cls(cleaning(str(a["_mode"]), **rules), a["feature_names"].tolist(), a["feature_families"].tolist(), a["reason"], a["kept_for"], n, json.loads(str(a["_counts"])), str(a["_mode"]))
-        except (KeyError, ValueError, OSError, IndexError, EOFError, BadZipFile, zlib.error) as e: raise CheckFailed(f"{Path(path).name} is not a saved preprocessor: {e}") from None
-        if not all(len(v) == D and not np.isnan(v).any() for v in n.values()): raise CheckFailed(f"{Path(path).name} does not hold numbers for each of its {D} columns")
-        return found
+# %% ../../nbs/api/operators/30_cleaning.ipynb #6f6b8c1c
+@patch(cls_method=True)
+def load(cls: Preprocessor, path):
+    "The preprocessor that was saved."
+    if not Path(path).is_file(): raise DataMissing(f"there is no file {Path(path).name} in {Path(path).parent}")
+    try:
+        with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
+        if int(a["_format"]) != FORMAT: raise CheckFailed(f"{Path(path).name} has format {a['_format']}, this version reads {FORMAT}")
+        if str(a["_normalization_method"]) != "standard" or ((a["transform"] == "asinh") != (a["transform_scale"] > 0)).any(): raise CheckFailed(f"{Path(path).name} holds a transformation that this version does not know")
+        D = int(a["feature_mask"].sum()); n = dict(fill=a["nan_fill"], centre=a["transform_centre"], scale=a["transform_scale"], lo=a["clip_lo"], hi=a["clip_hi"], mean=np.full(D, np.nan), std=np.full(D, np.nan))
+        for g in a["_groups"]:
+            for k in ("mean", "std"): n[k][a[f"{g}_columns"]] = a[f"{g}_{k}"]
+        rules = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(str(a["_rules"])).items()}
+        found = cls(cleaning(str(a["_mode"]), **rules), a["feature_names"].tolist(), a["feature_families"].tolist(), a["reason"], a["kept_for"], n, json.loads(str(a["_counts"])), str(a["_mode"]))
+    except (KeyError, ValueError, OSError, IndexError, EOFError, BadZipFile, zlib.error) as e: raise CheckFailed(f"{Path(path).name} is not a saved preprocessor: {e}") from None
+    if not all(len(v) == D and not np.isnan(v).any() for v in n.values()): raise CheckFailed(f"{Path(path).name} does not hold numbers for each of its {D} columns")
+    return found
