@@ -87,7 +87,7 @@ def invented(
     n = rows // 5; history = [dict(epoch=e) | {"loss/total": 1.6 * math.exp(-e / 20) + .5 + .02 * rng.standard_normal()} | ({"val/loss": 1.5 * math.exp(-e / 20) + .62 + max(0, e - 70) * .002, "val/quality": .8 - .6 * math.exp(-e / 15)} if e % 5 == 0 else {}) for e in range(1, 101)]
     about = dict(run=f"invented-{seed}", preset="sound", quantizer="vq", dataset="invented", data_hash="0" * 12, split="test", seed=seed, epochs=100)
     return Evidence(about, [n for _, n in pick], [f for f, _ in pick], assignment, [f"category {c}" for c in range(C)], dict(constant=dict(summary=30, temporal=2), duplicate=dict(initial=2, summary=90)), x[:n], xhat[:n], t[:n], t, z[:n], q[:n], book, np.full((C, L), codes), np.full((C, L), width),
-                    partial=partial, history=history, best_epoch=70, model=dict(embedding=64, hidden=128, decoder_hidden=256, side={"initial field": [28, [0, 2]], "curves": [128, [1, 2]]}), facts=dict(val_loss=.62, stability=.71))
+                    partial=partial, history=history, best_epoch=70, model=dict(embedding=64, hidden=128, decoder_hidden=256, side={"the initial field": [28, [0, 2]], "the curves": [128, [1, 2]]}), facts=dict(val_loss=.62, stability=.71))
 
 # %% ../../nbs/api/operators/50_dashboards.ipynb #7497e4b3
 def measured(

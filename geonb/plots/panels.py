@@ -30,13 +30,14 @@ def draw_heat(
     cmap: str = SEQUENTIAL,
     fontsize: float = 7.,    # of the text in the cells, points
     slanted: bool = False,   # column names
+    missing: str = MISSING,  # colour of a cell without a number
     **kwargs,                # to imshow: aspect, interpolation …
 ):                           # the image
     "A matrix with named rows and columns."
     import matplotlib
     m = np.asarray(matrix, np.float64)
     if m.shape != (len(rows), len(columns)): raise ValueError(f"{len(rows)} rows and {len(columns)} columns are named, got a matrix {list(m.shape)}")
-    colours = matplotlib.colormaps[cmap].with_extremes(bad=MISSING); image = ax.imshow(np.ma.masked_invalid(m), cmap=colours, vmin=low, vmax=high, **{"aspect": "auto"} | kwargs)
+    colours = matplotlib.colormaps[cmap].with_extremes(bad=missing); image = ax.imshow(np.ma.masked_invalid(m), cmap=colours, vmin=low, vmax=high, **{"aspect": "auto"} | kwargs)
     for i, j in np.ndindex(m.shape) if text is not None else ():
         if text[i][j]: ax.text(j, i, text[i][j], ha="center", va="center", fontsize=fontsize, color=ink(image.cmap(image.norm(m[i, j]))) if np.isfinite(m[i, j]) else "black", linespacing=1.1)
     for i in range(1, len(rows)) if text is not None else (): ax.axhline(i - .5, color="white", lw=1)
