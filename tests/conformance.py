@@ -10,11 +10,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import warm
+from geonb.core.environment import code_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,13 +108,44 @@ bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"strip.npz"); store = 
 print(json.dumps([max(float(np.abs(replay(store, int(i)).frames[0, kept["times"]].numpy() - f).max()) for i, f in zip(kept["ids"], kept["frames"])), len(kept["ids"])]))
 """)
 
-ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC, OPERATORS)}
+DATA = Path(tempfile.gettempdir())/f"geonb-conformance-{os.getuid()}"/code_hash("operators")[:12]/"ci-64.h5"   # what the tokenizer's quick run reads; `operators_data` puts it there
+
+
+def operators_data():
+    "Make that data set, once for all processes."
+    import shutil
+    from geonb.core.errors import GeonbError
+    while not DATA.exists():
+        from geonb.operators.generation_bundle import make_dataset
+        from geonb.operators.generation_config import GenerateOperators
+        try: made = make_dataset(GenerateOperators.build(total_samples=64, timesteps=8, realizations=2, executor="serial", progress="none", device="cpu", runs_root=str(DATA.parent/"runs")), report=lambda *_: None)
+        except GeonbError: time.sleep(1); continue   # another process makes it
+        shutil.copyfile(made/"dataset.h5", new := DATA.with_suffix(f".{os.getpid()}")); os.replace(new, DATA)
+
+
+TOKENIZER = Row(
+    notebook="train_operator_vqvae", laboratory="operators", dataset="vqvae-ci-64", steps=26, epochs=2,
+    quick=dict(dataset=str(DATA), epochs=2, val_every=1, batch=4, codes=8, bootstraps=0, device="cpu"),
+    wrong={"misspelt": ("epocs", "3", ("UsageError: ", "'epocs'", "did you mean 'epochs'?")), "ill-typed": ("epochs", "many", ("UsageError: ", "epochs='many'", "str", "a whole number from 1 to 100000 or null")),
+           "out of range": ("lr", "7.5", ("UsageError: ", "lr=7.5", "a number above 0 to 1 or null")), "not read": ("entropy", "0.3", ("UsageError: ", "entropy=0.3 would do nothing with quantizer='vq'")),
+           "data not here": ("dataset", "nothing-r1", ("DataMissing: ", "nothing-r1", "geonb runs list"))},
+    other=dict(seed=1, epochs=3, lr=.002, strict=True, quantizer="fsq"),
+    files=("report.json", "categories.json", "normalization_stats.npz", "inputs.npz", "splits.npz", "tokens.npz", "latents.npz", "weights/model.safetensors"), predictions="tokens.npz",
+    reproduce="""
+import sys, json, pathlib, numpy as np, torch, geonb
+bundle = pathlib.Path(sys.argv[1]); model = geonb.load(bundle); store = geonb.load(next(bundle.parent.parent.glob("ci-64/*-r*"))); kept, held = np.load(bundle/"tokens.npz"), np.load(bundle/"latents.npz")
+assert (model.tokens(store) == kept["tokens"]).all() and (model.tokens(store, twins=True) == kept["twin_tokens"]).all()
+again = model.net.decode(torch.from_numpy(kept["tokens"][held["rows"]])).numpy(); print(json.dumps([float(np.abs(again - held["reconstruction"]).max()), len(kept["tokens"])]))
+""")
+
+ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC, OPERATORS, TOKENIZER)}
 
 
 # ---- the real way ----
 
 def papermill(row, cwd, *parameters, root, env={}):
     "Start plain papermill on the notebook from the folder `cwd`."
+    if str(DATA) in map(str, parameters): operators_data()
     given = [str(x) for p in zip(parameters[::2], parameters[1::2]) for x in ("-p", *p)]
     return subprocess.Popen([sys.executable, "-m", "papermill", str(row.path), "out.ipynb", *given], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env=os.environ | {"GEONB_RUNS": str(root), "OMP_NUM_THREADS": "1"} | env)
@@ -147,7 +180,7 @@ def digest(row, bundle):
     read = lambda f: json.loads((bundle/f).read_text())
     measured = {k: v for k, v in read("diagnostics.json").items() if k not in row.timings} if (bundle/"diagnostics.json").exists() else {}
     return warm.flat({"weights": weights(bundle), "arrays": {f.name: arrays(f) for f in sorted(bundle.glob("*.npz"))}, "stored": {f.name: stored(f) for f in sorted(bundle.glob("*.h5"))}, "history": warm.timeless(read("history.json")), "config": (bundle/"config.json").read_text(),
-                      "diagnostics": measured, "manifest": {k: v for k, v in read("manifest.json").items() if k in ("chosen", "test", "parameters", "headline", "seed", "code")}})
+                      "diagnostics": measured, "report": read("report.json") if (bundle/"report.json").exists() else {}, "manifest": {k: v for k, v in read("manifest.json").items() if k in ("chosen", "test", "parameters", "headline", "seed", "code")}})
 
 
 # ---- the cells in a forked process ----
@@ -160,6 +193,7 @@ def cells(row):
 
 def execute(row, given):
     "Run the notebook's cells in order; -> their namespace."
+    if given.get("dataset") == str(DATA): operators_data()
     space = {"__name__": "__main__"}
     for i, (source, first) in enumerate(cells(row)):
         exec(compile(source, f"<{row.notebook}, code cell {i}>", "exec"), space)
@@ -265,6 +299,5 @@ def rehearse(folder):
 
 
 if __name__ == "__main__":
-    import tempfile
     with tempfile.TemporaryDirectory() as d: rehearse(d)
     warm.serve(child)

@@ -153,9 +153,20 @@ def test_isolated_families_share_no_category(data):
 
 # ---- every kind ----
 
-@pytest.mark.parametrize("preset", ["sound", "baseline"])
-@pytest.mark.parametrize("quantizer", ["vq", "rvq", "fsq", "lfq", "simvq"])
-def test_every_quantiser_trains_with_every_preset(quantizer, preset, data, tmp_path):
-    given = dict(quantizer=quantizer, preset=preset, epochs=3, val_every=1, codes=8) | (dict(embedding=32, hidden=48) if preset == "baseline" else {}); path, task, report = run_of(data, tmp_path, **given)
-    h = report.history; assert h[-1]["loss/total"] < h[0]["loss/total"] and h[-1]["rollbacks"] == h[-1]["skips"] == 0 and np.isfinite(report.report["headline"]["r2"])
-    tokenizer = geonb.load(path); assert (tokenizer.tokens(Store(data)) == report.tokens["tokens"]).all() and tokenizer.model_config.quantizer == quantizer and len(np.unique(report.tokens["tokens"])) > 1
+def every(test): return pytest.mark.parametrize("preset", ["sound", "baseline"])(pytest.mark.parametrize("quantizer", ["vq", "rvq", "fsq", "lfq", "simvq"])(test))
+def given_for(quantizer, preset): return dict(quantizer=quantizer, preset=preset, epochs=3, val_every=1, codes=8) | (dict(embedding=32, hidden=48) if preset == "baseline" else {})
+
+
+@every
+def test_every_quantiser_trains_with_every_preset(quantizer, preset, data):
+    c = TrainOperatorVQVAE.build(**QUICK | dict(dataset=str(data)) | given_for(quantizer, preset)); torch.manual_seed(0); task = TokenizerTask(c, prepare(c, opened(c)[0])); h = fit(task).history; x = task.data.part("val")
+    assert h[-1]["loss/total"] < h[0]["loss/total"] and h[-1]["rollbacks"] == h[-1]["skips"] == 0 and all(np.isfinite(r["val/loss"]) for r in h)
+    tokens = task.net.tokens(**x); assert tokens.shape == (len(x["x"]), len(task.net.config.books)) and len(tokens.unique()) > 1
+    with torch.no_grad(): assert (task.net.decode(tokens) - task.net(**x).reconstruction).abs().max() <= 1e-5
+
+
+@pytest.mark.slow
+@every
+def test_every_quantisers_bundle_speaks_after_loading(quantizer, preset, data, tmp_path):
+    path, task, report = run_of(data, tmp_path, **given_for(quantizer, preset)); assert np.isfinite(report.report["headline"]["r2"])
+    tokenizer = geonb.load(path); assert (tokenizer.tokens(Store(data)) == report.tokens["tokens"]).all() and tokenizer.model_config.quantizer == quantizer
