@@ -96,8 +96,9 @@ def measured(
 ) -> dict:                     # usage, usage_all, bits, r2, topology, rv, rv_chance
     "Everything that is more than counting."
     seed = e.about.get("seed") or 0; z, q = zip(*e.blocks); rv, chance = rv_matrix(e.categories)
+    with np.errstate(invalid="ignore", divide="ignore"): near = topo_report(e.x if e.inputs is None else e.inputs, list(z), list(q), seed, topo_samples)   # of a handful of operators, a resample may hold one alone
     return dict(usage=usage_report(e.tokens, e.codes), usage_all=usage_report(e.all_tokens, e.codes), bits=bits_report(e.tokens, e.codes), bits_all=bits_report(e.all_tokens, e.codes), r2=r2_report(e.x, e.reconstruction, e.families, e.assignment, e.names, e.labels, seed),
-                topology=topo_report(e.x if e.inputs is None else e.inputs, list(z), list(q), seed, topo_samples), rv=rv, rv_chance=chance)
+                topology=near, rv=rv, rv_chance=chance)
 
 def shares(
     tokens,      # int [n, C, L]
