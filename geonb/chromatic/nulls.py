@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATISTICS', 'SMALL', 'CHUNK', 'NULLS', 'measured', 'deviations', 'gram_distances', 'by_class', 'prepared_outputs',
-           'prepared_distances', 'permuted_draws', 'gaussian_draws', 'shuffled_draws', 'prepared_terms', 'term_draws',
-           'NullResult', 'prepared', 'drawn', 'measured_chunks', 'null']
+           'squared_radii', 'prepared_distances', 'permuted_draws', 'gaussian_draws', 'shuffled_draws',
+           'prepared_terms', 'term_draws', 'NullResult', 'prepared', 'drawn', 'measured_chunks', 'null']
 
 # %% ../../nbs/api/chromatic/10_nulls.ipynb #840bc25e
 import numpy as np
@@ -71,11 +71,18 @@ def prepared_outputs(name, outputs, labels):
     return kit
 
 # %% ../../nbs/api/chromatic/10_nulls.ipynb #569ea12b
+def squared_radii(
+    D2,             # squared distances [S, S], S >= 3
+) -> np.ndarray:    # [S], a number below 0 included
+    "Least-squares fit of a squared distance by one number of each model."
+    D = np.asarray(D2, np.float64); S = len(D)
+    return (D.sum(1) - D.sum() / (2 * (S - 1))) / (S - 2)
+
 def prepared_distances(name, D2):
     "What draws of A0, A3 and A4 need: pairs, dimension, radii."
     D2 = squared_distances(D2)
     if D2.ndim != 2 or len(D2) < 4: raise UsageError(f"a null needs one matrix of squared distances of 4 models or more, got {list(D2.shape)}")
-    S = len(D2); i, j = np.triu_indices(S, 1); pairs = D2[i, j]; q = (D2.sum(1) - pairs.sum() / (S - 1)) / (S - 2)
+    S = len(D2); i, j = np.triu_indices(S, 1); pairs, q = D2[i, j], squared_radii(D2)
     rest = ((pairs - q[i] - q[j]) ** 2).sum(); total = ((pairs - pairs.mean()) ** 2).sum(); kit = dict(name=name, D2=D2, facts={})
     if name == "A0": return kit | dict(pairs=pairs)
     if total <= 1e-20 * (pairs ** 2).sum() or (name == "A4" and (len(pairs) == S or rest <= 1e-20 * total)): raise UsageError("all distances are equal or a sum of radii, to the last digit: they fix no dimension to draw in")
