@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.artifacts import peak_memory, read_npz, write_npz
 from ..core.atomic import read_json, write_bytes, write_json
@@ -59,28 +60,32 @@ class OperatorTokenizer:
     def _said(self, rows):
         with one_thread(): return self.net.tokens(**rows).numpy()
 
-    def decode(self,
-        tokens,          # integers [n, C·L]
-    ) -> FeatureTable:   # the kept columns in their own units
-        "Features that the tokens stand for."
-        t = torch.as_tensor(np.asarray(tokens)); t = t if t.ndim == 2 else t[None]
-        with one_thread(): return self.inputs.raw(self.net.decode(t).numpy())
+# %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #b18f00fa
+@patch
+def decode(self:OperatorTokenizer,
+    tokens,          # integers [n, C·L]
+) -> FeatureTable:   # the kept columns in their own units
+    "Features that the tokens stand for."
+    t = torch.as_tensor(np.asarray(tokens)); t = t if t.ndim == 2 else t[None]
+    with one_thread(): return self.inputs.raw(self.net.decode(t).numpy())
 
-    def vocabulary(self) -> list:   # one dict for each codebook, in the order of the tokens
-        "What each token of a string is about: category, level, codes, width, and the category's features."
-        features = {n: [self.inputs.names[i] for i in group if i < len(self.inputs.names)] for n, group in zip(self.model_config.names, self.model_config.categories)}
-        return [{"category": b.category, "level": b.level, "codes": b.codes, "width": b.width, "features": features[b.category]} for b in self.model_config.books]
+@patch
+def vocabulary(self:OperatorTokenizer) -> list:   # one dict for each codebook, in the order of the tokens
+    "What each token of a string is about: category, level, codes, width, and the category's features."
+    features = {n: [self.inputs.names[i] for i in group if i < len(self.inputs.names)] for n, group in zip(self.model_config.names, self.model_config.categories)}
+    return [{"category": b.category, "level": b.level, "codes": b.codes, "width": b.width, "features": features[b.category]} for b in self.model_config.books]
 
-    def tokens_of(self,
-        rollout,        # `Rollout`: frames [M, T, 3, H, W] and its initial field
-        theta=None,     # its 12 numbers of the unit cube, where the family architecture is read
-    ) -> np.ndarray:    # int64 [C·L]
-        "Tokens of one new rollout."
-        c = self.model_config; shape = tuple(rollout.frames.shape)
-        if len(shape) != 5 or shape[1] != c.timesteps or shape[3:] != (c.grid, c.grid): raise UsageError(f"this tokenizer knows rollouts [M, {c.timesteps}, 3, {c.grid}, {c.grid}], got {list(shape)}")
-        if rollout.status: raise UsageError("the rollout is not finite everywhere: it has no features")
-        with one_thread(): found = extract(rollout.frames[None], rollout.field[None], None if theta is None else np.asarray(theta, np.float32)[None], families=self.inputs.families, **self.extraction)
-        return self.tokens({f: found[PATHS[f]].numpy() for f in self.inputs.families}, rollout.field[None].numpy())[0]
+@patch
+def tokens_of(self:OperatorTokenizer,
+    rollout,        # `Rollout`: frames [M, T, 3, H, W] and its initial field
+    theta=None,     # its 12 numbers of the unit cube, where the family architecture is read
+) -> np.ndarray:    # int64 [C·L]
+    "Tokens of one new rollout."
+    c = self.model_config; shape = tuple(rollout.frames.shape)
+    if len(shape) != 5 or shape[1] != c.timesteps or shape[3:] != (c.grid, c.grid): raise UsageError(f"this tokenizer knows rollouts [M, {c.timesteps}, 3, {c.grid}, {c.grid}], got {list(shape)}")
+    if rollout.status: raise UsageError("the rollout is not finite everywhere: it has no features")
+    with one_thread(): found = extract(rollout.frames[None], rollout.field[None], None if theta is None else np.asarray(theta, np.float32)[None], families=self.inputs.families, **self.extraction)
+    return self.tokens({f: found[PATHS[f]].numpy() for f in self.inputs.families}, rollout.field[None].numpy())[0]
 
 # %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #1cef7371
 def opened(
@@ -164,6 +169,7 @@ print(tokenizer.decode(strings[strings[:, 0] >= 0][:3]))
 The tokens describe random, untrained operators of one profile, with the features named in the vocabulary, and nothing else. What they do not give back (see R² per family and feature) they do not say. Categories are groups of columns that correlate; where their stability is low another draw of operators would group them differently. A codebook that is fully used is no proof that it says much; that is what R² is for. One seed.
 """
 
+# %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #51789f47
 def number(v, form=".3f"): "A figure, or a dash."; return "–" if v is None else f"{v:{form}}"
 def interval(r, key="r2"): "Value and interval."; return f"{number(r[key])} [{number(r['low'])}, {number(r['high'])}]"
 
@@ -171,7 +177,7 @@ def card_rows(report):   # `TokenizerReport`
     "Markdown rows, in the order in which they should be read."
     r = report.report; h, bits, u = r["headline"], r["bits"], r["usage"]; twins = r["twins"]; alone = [n for n in r["nulls"]]
     rows = [("**R² of named features**, test operators", f"**{interval(h)}**"), ("R² in raw units: median feature; pooled", f"{number(r['raw_units']['p50'])}; {number(r['raw_units']['r2'])}"),
-            ("bits in use (joint, corrected); nominal", f"{bits['joint_corrected']:.1f}; {bits['nominal']:.1f}"), ("perplexity / K, median codebook; codes seen by test operators", f"{u['median']['normalised']:.3f}; {u['pooled']['used']} of {u['pooled']['codes']}"),
+            ("bits in use (joint, corrected); nominal", f"{bits['joint_corrected']:.1f}; {bits['nominal']:.1f}"), ("perplexity / K, median codebook: test operators; all", f"{u['median']['normalised']:.3f}; {h['perplexity_all']:.3f}"), ("codes seen: by test operators; by all", f"{u['pooled']['used']}; {r['usage_all']['pooled']['used']} of {u['pooled']['codes']}"),
             ("distances end to end, Pearson; Spearman", f"{interval(r['topology']['end_to_end'], 'pearson')}; {number(r['topology']['end_to_end']['spearman'])}"),
             *((f"null: {n['name']}" + (f", {n['bits']:.0f} bits" if n.get("bits") else ""), interval(n)) for n in alone), ("ridge regression from the tokens", interval(r["tokens_alone"])),
             *((f"probe: {k} from tokens (from features; chance)", f"{p['tokens']['accuracy']:.3f} ({number(p.get('features', {}).get('accuracy'))}; {p['chance']:.3f})") for k, p in r["probes"].items()),
@@ -180,6 +186,7 @@ def card_rows(report):   # `TokenizerReport`
             ("published quality; validation loss", f"{r['published']['quality']:.3f}; {r['published']['val_loss']:.3f}")]
     return "".join(f"| {a} | {b} |\n" for a, b in rows)
 
+# %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #83b04a4d
 def card(
     report,    # `TokenizerReport`
     config,    # `TrainOperatorVQVAE`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'BASELINE_QUANTISER', 'SWITCHED', 'ONE_WIDTH', 'OPTIONAL', 'TAKEN', 'FAMILIES', 'filled', 'reads',
-           'family_names', 'DataParameters', 'ModelParameters', 'StepParameters', 'TrainOperatorVQVAE']
+           'family_names', 'DataParameters', 'ModelParameters', 'StepParameters', 'FittingParameters',
+           'TrainOperatorVQVAE']
 
 # %% ../../nbs/api/operators/40_tokenizer_config.ipynb #337298a4
 from typing import Annotated, ClassVar, Literal
@@ -130,8 +131,8 @@ class StepParameters(ModelParameters):
     val_every: Annotated[int, Field(ge=1, le=100_000, description="epochs between two validations")] | None = None
 
 # %% ../../nbs/api/operators/40_tokenizer_config.ipynb #09d00e92
-class TrainOperatorVQVAE(StepParameters):
-    "Parameters of the run notebook `train_operator_vqvae`."
+class FittingParameters(StepParameters):
+    "Parameters that are complete and do not contradict each other."
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given):
@@ -170,7 +171,9 @@ class TrainOperatorVQVAE(StepParameters):
         if any(key in q for q in _quantisers.values()): return f"quantizer={self.quantizer!r}"
         return f"preset={self.preset!r}"
 
-
+# %% ../../nbs/api/operators/40_tokenizer_config.ipynb #f3e633e8
+class TrainOperatorVQVAE(FittingParameters):
+    "Parameters of the run notebook `train_operator_vqvae`."
     def check_data(self):
         "Raise one sentence when the data set, or the tokenizer to start from, is not on this machine or is none."
         if self.dataset is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.artifacts import read_npz, write_npz
 from ..core.errors import UsageError
@@ -89,21 +90,24 @@ class TokenizerInputs:
         "Values of the kept columns in their own units."
         return FeatureTable(self.preprocessor.inverse(np.asarray(x)[:, :len(self.names)]), list(self.preprocessor.names), list(self.preprocessor.families))
 
-    @classmethod
-    def fit(cls, source, rows, families, terms=8, mode="sound", seed=0, **options):
-        "Learn from some rows: those of training in `sound`; `baseline` had seen those of validation too."
-        blank = cls(tuple(families), terms, None, BaselineProjection(seed) if mode == "baseline" else None); table = blank.table(source, rows)
-        return cls(blank.families, terms, Preprocessor.fit(table, np.arange(len(table)), mode, **options), blank.projection, CurveScale.fit(raw_features(source, "temporal", rows)) if "temporal" in families else None)
+# %% ../../nbs/api/operators/41_tokenizer_inputs.ipynb #bdc7d606
+@patch(cls_method=True)
+def fit(cls:TokenizerInputs, source, rows, families, terms=8, mode="sound", seed=0, **options):
+    "Learn from some rows: those of training in `sound`; `baseline` had seen those of validation too."
+    blank = cls(tuple(families), terms, None, BaselineProjection(seed) if mode == "baseline" else None); table = blank.table(source, rows)
+    return cls(blank.families, terms, Preprocessor.fit(table, np.arange(len(table)), mode, **options), blank.projection, CurveScale.fit(raw_features(source, "temporal", rows)) if "temporal" in families else None)
 
-    def save(self, folder):
-        "normalization_stats.npz and inputs.npz."
-        self.preprocessor.save(Path(folder)/"normalization_stats.npz")
-        frozen = {} if self.projection is None else {f"projection/{k}": v.numpy() for k, v in self.projection.state_dict().items()}
-        curves = {} if self.scale is None else {"curve_centre": self.scale.centre, "curve_scale": self.scale.scale}
-        write_npz(Path(folder)/"inputs.npz", families=np.array(self.families), terms=np.array(self.terms), **curves, **frozen)
-    @classmethod
-    def load(cls, folder):
-        "What `save` wrote."
-        kept = read_npz(Path(folder)/"inputs.npz"); frozen, projection = {k.removeprefix("projection/"): torch.from_numpy(v) for k, v in kept.items() if k.startswith("projection/")}, None
-        if frozen: projection = BaselineProjection(); projection.load_state_dict(frozen)
-        return cls(tuple(kept["families"].tolist()), int(kept["terms"]), Preprocessor.load(Path(folder)/"normalization_stats.npz"), projection, CurveScale(kept["curve_centre"], kept["curve_scale"]) if "curve_centre" in kept else None)
+@patch
+def save(self:TokenizerInputs, folder):
+    "normalization_stats.npz and inputs.npz."
+    self.preprocessor.save(Path(folder)/"normalization_stats.npz")
+    frozen = {} if self.projection is None else {f"projection/{k}": v.numpy() for k, v in self.projection.state_dict().items()}
+    curves = {} if self.scale is None else {"curve_centre": self.scale.centre, "curve_scale": self.scale.scale}
+    write_npz(Path(folder)/"inputs.npz", families=np.array(self.families), terms=np.array(self.terms), **curves, **frozen)
+
+@patch(cls_method=True)
+def load(cls:TokenizerInputs, folder):
+    "What `save` wrote."
+    kept = read_npz(Path(folder)/"inputs.npz"); frozen, projection = {k.removeprefix("projection/"): torch.from_numpy(v) for k, v in kept.items() if k.startswith("projection/")}, None
+    if frozen: projection = BaselineProjection(); projection.load_state_dict(frozen)
+    return cls(tuple(kept["families"].tolist()), int(kept["terms"]), Preprocessor.load(Path(folder)/"normalization_stats.npz"), projection, CurveScale(kept["curve_centre"], kept["curve_scale"]) if "curve_centre" in kept else None)

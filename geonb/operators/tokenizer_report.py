@@ -73,7 +73,7 @@ class TokenizerReport:
         pct = lambda v: "none" if v is None else f"{v:.3f}"
         return "\n".join([f"{self.name}, epoch {self.chosen['epoch']} of {len(self.history)} kept · {r['run']['rows']['test']} test operators",
             f"R² of named features {pct(h['r2'])} [{pct(h['low'])}, {pct(h['high'])}] · product quantisation at equal nominal bits {pct(pq and pq['r2'])} · in raw units, median feature {pct(r['raw_units']['p50'])}",
-            f"{h['bits']:.1f} bits in use of {r['bits']['nominal']:.1f} · perplexity / K {h['perplexity']:.3f} (median codebook) · {r['usage']['pooled']['used']} of {r['usage']['pooled']['codes']} codes seen",
+            f"{h['bits']:.1f} bits in use of {r['bits']['nominal']:.1f} · perplexity / K {h['perplexity']:.3f} (median codebook; all operators {h['perplexity_all']:.3f}) · {r['usage']['pooled']['used']} of {r['usage']['pooled']['codes']} codes seen (all {r['usage_all']['pooled']['used']})",
             f"distances, end to end {pct(h['topo_e2e']['pearson'])} [{pct(h['topo_e2e']['low'])}, {pct(h['topo_e2e']['high'])}] · twins agree {pct(h['twins'] and h['twins']['mean'])} (random pairs {pct(h['twins'] and h['twins']['mean_random'])})",
             f"{len(r['categories']['labels'])} categories, stability {pct(r['categories']['stability'])}{' (unstable)' if r['categories']['unstable'] else ''} · published quality {r['published']['quality']:.3f}, val_loss {r['published']['val_loss']:.3f}"])
 
@@ -151,7 +151,7 @@ def parts_of(task, test, arrays) -> dict:
 
 def ordered(out, splits) -> dict:
     "The report in the order in which it should be read."
-    h = {"what": "R² of named features of test operators, read back from the tokens", **{k: out["reconstruction"][k] for k in ("r2", "low", "high")}, "bits": out["bits"]["joint_corrected"], "bits_nominal": out["bits"]["nominal"], "perplexity": out["usage"]["median"]["normalised"],
+    h = {"what": "R² of named features of test operators, read back from the tokens", **{k: out["reconstruction"][k] for k in ("r2", "low", "high")}, "bits": out["bits"]["joint_corrected"], "bits_nominal": out["bits"]["nominal"], "perplexity": out["usage"]["median"]["normalised"], "perplexity_all": out["usage_all"]["median"]["normalised"],
          "topo_e2e": out["topology"]["end_to_end"], "twins": out["twins"] and {k: out["twins"][k] for k in ("mean", "low", "high", "mean_random", "median_ratio")}}
     pq = next((n for n in out["nulls"] if n["name"] == "product quantisation"), None)
     if pq is not None: h["product_quantisation"] = {k: pq[k] for k in ("r2", "bits", "lead", "lead_low", "lead_high")} | {"verdict": "above" if pq["lead_low"] > 0 else "below" if pq["lead_high"] < 0 else "level with"}
@@ -192,12 +192,12 @@ def course_figure(report: TokenizerReport):
 
 # %% ../../nbs/api/operators/42_tokenizer_report.ipynb #11b6ecdf
 def usage_figure(report: TokenizerReport):
-    "How evenly each codebook is used: colour is perplexity over K, text is codes in use of K."
+    "How evenly all operators use each codebook: colour is perplexity over K, text is codes in use of K."
     from geonb.plots.curves import sheet
     from geonb.plots.panels import draw_heat
-    u, names = report.report["usage"], report.report["categories"]["labels"]; C, L = np.shape(u["normalised"])
+    u, names = report.report["usage_all"], report.report["categories"]["labels"]; C, L = np.shape(u["normalised"])
     text = [[f"{u['used'][c][l]}/{u['used'][c][l] + u['dead'][c][l]}" for l in range(L)] for c in range(C)]
-    with sheet(caption(report, "use of codebooks"), 7.6, 1.4 + .3*C) as (fig, axes): draw_heat(axes[0, 0], u["normalised"], [short(n) for n in names], [f"level {l}" for l in range(L)], text, "perplexity / K")
+    with sheet(caption(report, f"use of codebooks by all {u['rows']:,} operators"), 7.6, 1.4 + .3*C) as (fig, axes): draw_heat(axes[0, 0], u["normalised"], [f"{i}  {short(n)}" for i, n in enumerate(names)], [f"level {l}" for l in range(L)], text, "perplexity / K")
     return fig
 
 def short(text, most=34): "A name that fits beside an axis."; return text if len(text) <= most else text[:most - 1] + "…"

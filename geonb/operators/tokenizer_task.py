@@ -167,6 +167,7 @@ class TokenizerTask(Task):
     def terms(self, output, x): return loss_terms(output, x, self.config.preset, self.config.topo_samples or 0)
     def evaluate(self):
         e = self.now["epoch"] + 1
+        if not bool(getattr(self.net.quantizer, "started", True)): return {}   # the guard went back to before the first step: there are no codes to measure
         return self.measured() if e % self.config.val_every == 0 or e == self.stages[0].epochs else {}
 
 ROWS = 16_384   # that the codebooks start from, at most
