@@ -21,6 +21,7 @@ from torch import nn
 from ..core.config import explain, shown
 from ..core.errors import UsageError, did_you_mean
 from .encoders import ColumnBuckets, GroupMLP, StackedLinear, StackedNorm, TemporalCNNEncoder, ic_encoder, seeded, widths_mask
+from .principal import PrincipalPath, nearer
 from .quantizers import make_quantizer, quantizer_options
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #3860af64
@@ -155,6 +156,8 @@ def books(self:CategoricalVQVAEConfig): "The codebooks in the order of the token
 @patch(as_prop=True)
 def bits(self:CategoricalVQVAEConfig): "Nominal bits of a row of tokens."; return sum(math.log2(b.codes) for b in self.books)
 @patch(as_prop=True)
+def principal(self:CategoricalVQVAEConfig): "Whether latents begin as principal components: with a linear path, and one latent that all levels share."; return self.decoder_skip and self.level_mode == "residual" and self.latent_norm == "none"
+@patch(as_prop=True)
 def needs(self:CategoricalVQVAEConfig):
     "Which inputs beside the rows are read: a subset of ic, curves."
     used = dict(ic=self.side_ic_cnn and (self.ic_categories or self.ic_in_target), curves=self.side_temporal_cnn and self.temporal_categories)
@@ -238,7 +241,7 @@ class SharedDecoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         n, h = sum(map(sum, config.latent_table)), config.decoder_hidden
-        self.net, self.skip = nn.Sequential(nn.Linear(n, h), nn.ReLU(), nn.Linear(h, config.targets)), nn.Linear(n, config.targets, bias=False) if config.decoder_skip else None
+        self.net, self.skip = nn.Sequential(nn.Linear(n, h), nn.ReLU(), nn.Linear(h, config.targets)), nn.Linear(n, config.targets, bias=False) if config.decoder_skip and not config.principal else None
     def forward(self, q): return self.net(q) if self.skip is None else self.net(q) + self.skip(q)
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #7b51ecd2
@@ -256,6 +259,7 @@ class CategoricalHierarchicalVQVAE(nn.Module):
         own = {k: getattr(c, k) for k in QUANTISER if getattr(c, k) is not None}
         build("quantizer", lambda: make_quantizer(c.quantizer, C, L, one_number(c.code_table), one_number(c.latent_table), c.level_mode, c.seed, **own, **c.quantizer_options))
         build("decoder", lambda: SharedDecoder(c)); build("partial", lambda: PartialDecoders(c))
+        if c.principal: build("path", lambda: PrincipalPath(c.categories, c.targets, max(map(max, c.latent_table))))
         d = max(map(max, c.latent_table)); used = widths_mask([w for row in c.latent_table for w in row], d).flatten()
         self.register_buffer("used", None if bool(used.all()) else used.nonzero()[:, 0], persistent=False)
 
@@ -266,7 +270,7 @@ class CategoricalHierarchicalVQVAE(nn.Module):
                 partial=True):   # also run the partial decoders
         "-> Output"
         target, z = self.encode(x, ic, curves); q = self.quantizer(z); book = self.quantizer.codebook() if hasattr(self.quantizer, "codebook") else None
-        return Output(target, self.decoder(self.flat(q.q)), z, q.q, q.indices.flatten(1), q.commitment, q.extra, self.partial(q.q) if partial else None, book, self.quantizer.codes_per_book)
+        return Output(target, self.reconstruct(q.q), z, q.q, q.indices.flatten(1), q.commitment, q.extra, self.partial(q.q) if partial else None, book, self.quantizer.codes_per_book)
 
 def one_number(table):
     "A table [C][L] whose entries are all the same as that number; some quantisers take nothing else."
@@ -300,7 +304,14 @@ def encode(self:CategoricalHierarchicalVQVAE,
     if "ic" in c.needs: shape_problem("ic", ic, (len(x), c.channels, c.grid, c.grid)); sides["ic"] = self.ic_cnn(ic)
     if "curves" in c.needs: shape_problem("curves", curves, (len(x), c.timesteps, c.curves)); sides["curves"] = self.temporal_cnn(curves)
     target = torch.cat([x, sides["ic"]], -1) if c.ic_in_target else x
-    return target, self.head(self.encoder(target, sides, dropout), dropout)
+    z = self.head(self.encoder(target, sides, dropout), dropout)
+    return target, nearer(z + self.path.encode(target), self.path.radius) if c.principal else z
+
+@patch
+def reconstruct(self:CategoricalHierarchicalVQVAE, q):
+    "Code vectors [C, L, B, d] -> [B, targets]."
+    y = self.decoder(self.flat(q))
+    return y + self.path.decode(summed(q)[:, -1]) if self.config.principal else y
 
 @patch
 def flat(self:CategoricalHierarchicalVQVAE, q):
@@ -313,8 +324,13 @@ def start(self:CategoricalHierarchicalVQVAE,
     x,              # features of training rows [n, features], 50 per code or more
     ic=None,        # their initial fields
     curves=None):   # their curves
-    "The codes of the quantiser, from latents of an untrained encoder without dropout."
-    with torch.no_grad(): self.quantizer.start(self.encode(x, ic, curves, dropout=0.)[1])
+    "Where there is a straight path, its principal components, and networks beside it that begin at zero; then the codes of the quantiser, from latents without dropout."
+    with torch.no_grad():
+        if self.config.principal:
+            last = self.decoder.net[-1]
+            for w in (*self.head.linear.parameters(), last.weight): w.zero_()
+            last.bias.copy_(self.path.start(self.encode(x, ic, curves, dropout=0.)[0]))
+        self.quantizer.start(self.encode(x, ic, curves, dropout=0.)[1])
 
 # %% ../../nbs/api/operators/36_tokenizer.ipynb #3f9b357a
 @contextmanager
@@ -343,4 +359,4 @@ def decode(self:CategoricalHierarchicalVQVAE,
     "-> reconstruction [B, targets]"
     c = self.config; shape_problem("tokens", tokens, (None, len(c.books))); codes = self.quantizer.codes_per_book.flatten()
     if tokens.is_floating_point() or bool(((tokens < 0) | (tokens >= codes)).any()): raise UsageError(f"tokens are whole numbers from 0, below the {shown(sorted({b.codes for b in c.books}))} codes of their books")
-    with inference(self): return self.decoder(self.flat(self.quantizer.lookup(tokens.long().unflatten(1, (len(c.categories), c.levels)))))
+    with inference(self): return self.reconstruct(self.quantizer.lookup(tokens.long().unflatten(1, (len(c.categories), c.levels))))
