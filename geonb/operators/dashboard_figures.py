@@ -31,6 +31,7 @@ def provenance(
     rows = f"N = {about['N']:,} operators" if of_all else f"N = {about['n']:,} {about['split']} operators"
     return f"run {about['run']} · preset {about['preset']}, quantiser {about['quantizer']} · {rows} · data {str(about['data_hash'])[:12]}"
 
+# %% ../../nbs/api/operators/51_dashboard_figures.ipynb #ee54fc2b
 def signed(
     fig,           # figure whose title has an empty second line
     about: dict,
@@ -48,6 +49,7 @@ def plain_log(
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7))); axis.set_major_formatter(FuncFormatter(lambda v, _: text(v))); axis.set_minor_locator(NullLocator())
 
+# %% ../../nbs/api/operators/51_dashboard_figures.ipynb #69a1aa55
 def cut(text, width): "A text that fits."; return text if len(text) <= width else text[:width - 1] + "…"
 
 def short(
@@ -258,6 +260,7 @@ PANELS = {
         "features": Panel(draw_features, "Features that survive, and features that do not", 12.5, lambda d: 1.6 + .2 * sum(max(len(c["best"]), len(c["worst"]), 1) for c in d), 2)}}
 ROWS = {"engineering": [["flow", "table"], ["curves", "usage", "errors"]], "topological": [["codes", "centroids"], ["ranks", "statistics"]], "semantic": [["membership", "topology"], ["sizes", "families", "used"], ["features", "correlation"]]}   # of a page
 
+# %% ../../nbs/api/operators/51_dashboard_figures.ipynb #b7525cf5
 def panel_of(
     kind: str,   # of PANELS
     name: str,   # of its panels

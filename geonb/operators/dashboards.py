@@ -173,6 +173,7 @@ def engineering(
     usage = {k: u[k] for k in ("used", "utilisation", "active", "perplexity", "normalised")}
     return jsonable(dict(about=about(e), flow=flow, curves=curves, usage=usage | dict(codes=e.codes, labels=e.labels), errors=errors(e) | dict(labels=e.labels, cumulative=e.level_mode == "residual", own_category=e.facts.get("own_category", True)), table=table))
 
+# %% ../../nbs/api/operators/50_dashboards.ipynb #7ddcca6a
 def topological(
     e: Evidence,
     m: dict,   # of `measured`
@@ -183,6 +184,7 @@ def topological(
     ranks = [[np.sort(p[c, l][:e.codes[c, l]])[::-1] for l in range(L)] for c in range(C)]
     return jsonable(dict(about=about(e), codes=plane(e) | dict(labels=e.labels), centroids=centroids(e) | dict(labels=e.labels, levels=L), statistics=statistics, ranks=dict(labels=e.labels, shares=ranks)))
 
+# %% ../../nbs/api/operators/50_dashboards.ipynb #4cd5b0b9
 def semantic(
     e: Evidence,
     m: dict,   # of `measured`
@@ -254,6 +256,7 @@ def evidence(
     return Evidence(about, names, families, group, c.names, report["cleaning"]["dropped_by_family"], found["target"], xhat, tokens, spoken, found["latents"], quantised, whole_book(net), books, np.array(c.latent_table), c.level_mode, found["x"], np.array(partial), read_json(path/"history.json"), run["best_epoch"],
                     dict(embedding=c.embedding, hidden=c.hidden, decoder_hidden=c.decoder_hidden, side=side), facts)
 
+# %% ../../nbs/api/operators/50_dashboards.ipynb #1fc1b43e
 def dashboard_data(
     bundle,                    # of a tokenizer: folder, run id, or the beginning of one
     dataset=None,              # measured on this data set; None: on the rows kept in the bundle
