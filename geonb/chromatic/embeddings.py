@@ -50,7 +50,7 @@ def scree(
     level: float = .95,   # of the band, for each axis by itself
 ) -> dict:                # axis [S-1] from 1, share [S-1], floor; with null also low, high, mean [S-1]
     "Shares of single eigenvalues, and the band in which those of the null lie."
-    part = lambda w: np.asarray(w, np.float64) / np.abs(w).sum(-1, keepdims=True)
+    def part(w): size = np.abs(w).sum(-1, keepdims=True); return np.divide(w, size, out=np.full(np.shape(w), np.nan), where=size > 0)   # copies have no shares
     w = np.asarray(eigenvalues, np.float64); out = dict(axis=np.arange(1, len(w) + 1), share=part(w), floor=1 / len(w))
     if null is None: return out
     if np.ndim(null) != 2 or np.shape(null)[1] != len(w): raise UsageError(f"a band for {len(w)} eigenvalues comes from draws [R, {len(w)}], got {list(np.shape(null))}")
@@ -152,7 +152,7 @@ def plot_palette(
         a, b, c = axes[0]; dots = draw_map(a, m.coords, names, colour, draws)
         if colour is not None: fig.colorbar(dots, ax=a, label=colour_label, shrink=.8)
         a.set(xlabel=f"axis 1 ({100 * e['share'][0]:.0f} %)", ylabel=f"axis 2 ({100 * e['share'][1]:.0f} %)", title=f"both hold {100 * m.evr(2):.0f} %, the floor is {100 * m.floor(2):.0f} %")
-        top = 1.05 * s["distance"].max(); b.plot([0, top], [0, top], color="0.7", lw=1); b.plot(s["distance"], s["shown"], "o", ms=3, alpha=.7, color=PALETTE[0])
+        top = 1.05 * s["distance"].max() or 1.; b.plot([0, top], [0, top], color="0.7", lw=1); b.plot(s["distance"], s["shown"], "o", ms=3, alpha=.7, color=PALETTE[0])
         b.set(xlabel="distance", ylabel="distance in the map", title=f"stress {s['stress']:.2f}, rank {s['rank']:.2f}", xlim=(0, top), ylim=(0, top))
         if "low" in e: c.fill_between(e["axis"], e["low"], e["high"], color=PALETTE[4], alpha=.3, lw=0, label="95 % of featureless clouds")
         c.plot(e["axis"], e["share"], "o-", ms=4, color=PALETTE[0], label="these networks"); c.axhline(e["floor"], color="0.6", lw=1, ls=":", label="all equal")
