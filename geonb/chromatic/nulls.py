@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'SMALL', 'CHUNK', 'NULLS', 'measured', 'deviations', 'gram_distances', 'by_class', 'prepared_outputs',
            'squared_radii', 'prepared_distances', 'permuted_draws', 'gaussian_draws', 'shuffled_draws',
-           'prepared_terms', 'term_draws', 'NullResult', 'prepared', 'drawn', 'measured_chunks', 'null']
+           'prepared_terms', 'term_draws', 'model_cloud', 'NullResult', 'prepared', 'drawn', 'measured_chunks', 'null']
 
 # %% ../../nbs/api/chromatic/10_nulls.ipynb #840bc25e
 import numpy as np
 from dataclasses import dataclass, field
+from .distances import distance_matrix, factors, pair_terms, resolve
 from ..core.errors import UsageError, did_you_mean
 from ..core.executor import finished
 from ..core.seeds import stream
@@ -141,6 +142,19 @@ def term_draws(kit, rng, count):
             row = base + p[s] * S
             for t in range(s): d[s, t] = d[t, s] = kit["table"].take(row + p[t], mode="clip").mean()
     return out
+
+# %% ../../nbs/api/chromatic/10_nulls.ipynb #09de3e69
+def model_cloud(
+    logits,                        # [S, N, C]
+    metric: str = "prob_mse_cal",  # of METRICS
+    temperatures=None,             # [S] or `Temperature`, for `_cal`
+) -> dict:                         # D2 [S, S]; and "outputs" [S, N, K] or "terms" [P, N] where the distance has them
+    "A distance in the form that the nulls want."
+    m, T = resolve(metric, temperatures); cloud = dict(D2=distance_matrix(logits, metric, temperatures))
+    if m.base == "one_minus_cka": return cloud
+    z = np.asarray(logits, np.float64); f = factors(m.base, z if T is None else z / T[:, None, None])
+    if f is None or f[0] is not f[1]: return cloud | dict(terms=pair_terms(logits, metric, temperatures))
+    return cloud | dict(outputs=f[0] * np.sqrt(f[2] * f[0].shape[-1]))   # so that the mean of squares is the distance
 
 # %% ../../nbs/api/chromatic/10_nulls.ipynb #e7b5f65d
 CHUNK = 100   # draws that share a random stream
