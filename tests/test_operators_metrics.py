@@ -20,7 +20,7 @@ def rows(N, D, seed=0, rank=10):
 
 def test_r2_is_that_of_scikit_learn():
     from sklearn.metrics import r2_score
-    x = rows(80, 7); xhat = x + np.random.default_rng(1).normal(size=x.shape); r = r2_report(x, xhat, draws=10)
+    x = 3 * rows(80, 7) + 5; xhat = x + np.random.default_rng(1).normal(size=x.shape); r = r2_report(x, xhat, draws=10)
     assert list(r["features"].values()) == pytest.approx(r2_score(x, xhat, multioutput="raw_values"), abs=1e-12)
     assert r["r2"] == pytest.approx(r2_score(x, xhat, multioutput="variance_weighted"), abs=1e-12)
 
@@ -76,6 +76,13 @@ def test_joint_bits_corrected_lie_nearer_to_the_truth():
     "200 rows of 64 equally likely pairs of codes: 6 bits."
     found = [bits_report(np.random.default_rng(s).integers(8, size=(200, 2)), [[8, 8]]) for s in range(20)]
     plain, corrected = (np.mean([f[k] for f in found]) for k in ("joint", "joint_corrected")); assert plain < 5.85 and abs(corrected - 6) < .5 * abs(plain - 6)
+
+
+def test_active_codes_have_a_tenth_of_an_even_share_and_joint_bits_millers_correction():
+    t = np.repeat([0, 1, 2, 3, 0, 0], [50, 30, 12, 3, 4, 1])[:, None]; u = usage_report(t, [[5]])   # 55, 30, 12, 3 and 0 of 100; a tenth of an even share is 2
+    assert (u["active"], u["utilisation"], usage_report(t, [[4]])["active"]) == ([[.8]], [[.8]], [[1.]]) and usage_report(np.r_[t, t * 0, t * 0], [[4]])["active"] == [[.75]]   # 3 of 300 are too few
+    g = np.random.default_rng(10); a = g.integers(6, size=400); pair = np.stack([a, np.where(g.random(400) < .9, a, g.integers(6, size=400))], 1); b = bits_report(pair, [[6, 6]])
+    assert b["joint_corrected"] == pytest.approx(b["joint"] + (len(np.unique(pair, axis=0)) - 1) / (800 * np.log(2))) and b["joint_corrected"] < b["marginal"]
 
 
 def test_rv_chance_level_is_the_mean_over_pairings():
