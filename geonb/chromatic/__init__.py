@@ -12,4 +12,7 @@ from ..core.lazy import lazy
 __getattr__, __dir__, __all__ = lazy("geonb.chromatic", dict(
     fit_temperature="temperature", fit_temperatures="temperature", Temperature="temperature", log_softmax="temperature", member_logits="temperature",
     METRICS="distances", distance_matrix="distances", pair_terms="distances", square_form="distances", linear_cka="distances",
-    classical_mds="embeddings", intensive_pca="embeddings", procrustes="embeddings", shepard="embeddings", scree="embeddings", null_spectra="embeddings", tsne_view="embeddings", umap_view="embeddings", plot_palette="embeddings", mds_record="embeddings"))
+    classical_mds="embeddings", intensive_pca="embeddings", procrustes="embeddings", shepard="embeddings", scree="embeddings", null_spectra="embeddings", tsne_view="embeddings", umap_view="embeddings", plot_palette="embeddings", mds_record="embeddings",
+    null="nulls", NULLS="nulls", NullResult="nulls", STATISTICS="nulls", model_cloud="nulls",
+    example_bootstrap="stability", ExampleBootstrap="stability", model_jackknife="stability", ModelJackknife="stability", retrained="stability", without_radii="stability", ellipse="stability",
+    PRIMARY="inference", null_rows="inference", verdict="inference", rows_table="inference", batch_effects="inference", axis_correlations="inference", variance_components="inference", power="inference", power_curves="inference", planted_cloud="inference"))
