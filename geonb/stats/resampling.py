@@ -137,7 +137,7 @@ def permanova(
     def F(p):
         G = np.eye(len(names))[at[p]]                                                     # [draws, n, levels]
         within = (np.einsum("dig,ij,djg->dg", G, D, G, optimize=True) / (2 * sizes)).sum(1)
-        return (total - within) / (len(names) - 1) / np.maximum(within / (n - len(names)), 1e-300)
+        return (total - within) / (len(names) - 1) / np.maximum(within / (n - len(names)), 1e-30 * total or 1)   # groups without spread: a large number, not infinity
     F0 = float(F(np.arange(n)[None])[0]); null = np.concatenate([F(rng.permuted(np.tile(np.arange(n), (min(512, draws - s), 1)), axis=1)) for s in range(0, draws, 512)])
     ratio = F0 * (len(names) - 1) / (n - len(names))
     return dict(F=F0, r2=ratio / (1 + ratio), p=p_value(null, F0), mean=float(null.mean()), sd=float(null.std()), draws=draws, levels={str(k): int(c) for k, c in zip(names, sizes)}, null=null)
