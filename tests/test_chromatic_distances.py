@@ -83,7 +83,17 @@ def test_against_scipy():
     cosine = np.mean([pdist(p[:, n], "cosine") for n in range(40)], 0)
     assert pair_terms(z, "prob_cosine").mean(1) == pytest.approx(cosine, rel=1e-9)
     assert distance_matrix(z, "logit_mse") == pytest.approx(squareform(pdist(z.reshape(5, -1), "sqeuclidean")) / 240, rel=1e-12)
+    far = lambda x: pdist(x.reshape(5, -1), "sqeuclidean")
+    for name, value in dict(prob_mse=far(p) / 240, hellinger2=far(np.sqrt(p)) / 80, zero_one=pdist(z.argmax(-1), "hamming"), logit_mse_centred=far(z - z.mean(-1, keepdims=True)) / 240).items():
+        assert distance_matrix(z, name) == pytest.approx(squareform(value), rel=1e-11), name
     assert square_form(pdist(z[:, 0])) == pytest.approx(squareform(pdist(z[:, 0])))
+
+
+@pytest.mark.parametrize("base", [m.base for m in METRICS.values() if m.temperature == "calibrated"])
+def test_calibrated_means_divided_by_the_own_temperature(base):
+    z, T = members(4, 20), np.array([.5, 1, 2, 4]); d = distance_matrix(z, base + "_cal", T)
+    assert d == pytest.approx(distance_matrix(z / T[:, None, None], base + "_T1"), rel=1e-11, abs=1e-16) and (distance_matrix(z, base, T) == d).all()
+    assert abs(distance_matrix(z, base + "_T1", T) - d).max() > 1e-3
 
 
 @pytest.mark.parametrize("metric", [m for m in METRICS if m != "one_minus_cka"])
@@ -179,6 +189,17 @@ def test_tsne_leaves_its_input_alone(method):
     v = tsne_view(D2, restarts=1, method=method)
     assert (D2 == before).all() and v.coords.shape == (10, 2) and v.settings["perplexity"] == 3
     assert (tsne_view(D2, restarts=1, method=method).coords == v.coords).all() and (tsne_view(D2, seed=1, restarts=1, method=method).coords != v.coords).any()
+
+
+def test_every_restart_of_tsne_sees_the_root_distances(monkeypatch):
+    from sklearn.manifold import TSNE
+    D2 = distance_matrix(members(10, 40), "prob_mse"); seen = []
+    def fit(self, d): seen.append((d.copy(), self.random_state)); d *= 0; self.kl_divergence_ = [3., 1., 2.][len(seen) - 1]; self.embedding_ = np.full((10, 2), len(seen), np.float32)
+    monkeypatch.setattr(TSNE, "fit", fit); v = tsne_view(D2, restarts=3)
+    assert all((d == np.sqrt(D2)).all() for d, _ in seen) and len({s for _, s in seen}) == 3       # the exact mode overwrites what it is given
+    assert (v.coords == 2).all() and v.settings["divergence"] == 1                                 # the lowest is kept
+    for view in (tsne_view, umap_view):
+        with pytest.raises(UsageError, match="of 9 networks draws clusters into anything"): view(D2[:9, :9])
 
 
 @pytest.mark.slow   # minutes of compiling on a busy machine; what it is asked for is shown, with a stand-in, in the notebook
