@@ -151,6 +151,7 @@ def gram_matrix(
     if len(near): d[near] = sum(t.sum(1) for _, t in term_blocks(logits, m, T, i[near], j[near], block)) / N
     return square_form(d)
 
+# %% ../../nbs/api/chromatic/01_distances.ipynb #128e911d
 def linear_cka(
     features,                 # [S, N, F], logits or hidden features of the same examples
     debiased: bool = False,   # the estimate of Song et al. (2012), unbiased for few examples; may be negative
@@ -166,6 +167,7 @@ def linear_cka(
     if not (size > 0).all(): raise UsageError(f"member {int((size <= 0).argmax())} has the same features on every example, so it has no alignment with others")
     return h / np.sqrt(np.outer(size, size))
 
+# %% ../../nbs/api/chromatic/01_distances.ipynb #cd4f34c0
 def distance_matrix(
     logits,                         # [S, N, C], or S arrays [N, C], e.g. memory maps
     metric: str = "prob_mse_cal",   # of METRICS

@@ -133,6 +133,7 @@ def draw_map(
     ax.set_aspect("equal", adjustable="datalim"); ax.margins(.12); ax.grid(color="0.94", lw=.6); ax.set_axisbelow(True)
     return dots
 
+# %% ../../nbs/api/chromatic/02_embeddings.ipynb #dbd55443
 def plot_palette(
     D2,                        # [S, S] squared distances
     names=None,                # S labels; 0 to S-1 by default

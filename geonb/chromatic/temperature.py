@@ -58,6 +58,7 @@ def slope_and_curvature(
     p = np.exp(log_softmax(beta[:, None, None] * z)); mean = (p * z).sum(-1)
     return (mean - true).mean(-1), (p * (z - mean[..., None]) ** 2).sum(-1).mean(-1)
 
+# %% ../../nbs/api/chromatic/00_temperature.ipynb #4aab500d
 def fit_temperatures(
     logits,              # [S, N, C]
     labels,              # [N] int, 0 to C-1
