@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import geonb
-from geonb.core.atomic import read_json
+from geonb.core.atomic import read_json, sha256
 from geonb.core.bundles import verify_bundle
 from geonb.core.callbacks import Callback, usual_callbacks
 from geonb.core.errors import UsageError
@@ -18,7 +18,7 @@ from geonb.core.training import Stage, Task, fit, tensors_of
 from geonb.operators import OperatorTokenizer, Store, TokenizerTask, TrainOperatorVQVAE, make_dataset, prepare
 from geonb.operators.generation_config import GenerateOperators
 from geonb.operators.plan import played
-from geonb.operators.tokenizer_bundle import opened, save, task_name
+from geonb.operators.tokenizer_bundle import opened, save, started_from, task_name
 from geonb.operators.tokenizer_report import examine
 from geonb.operators.tokenizer_task import Patience, Prepared, Rows
 
@@ -149,6 +149,21 @@ def test_isolated_families_share_no_category(data):
     for isolated in ("initial", "initial,temporal"):
         c = TrainOperatorVQVAE.build(**QUICK | dict(dataset=str(data), isolated_families=isolated)); d = prepare(c, opened(c)[0]); kinds = [{d.inputs.preprocessor.families[i] for i in g} for g in d.model.categories]
         for f in isolated.split(","): assert {f} in kinds and all(k == {f} or f not in k for k in kinds)
+
+
+# ---- from another tokenizer ----
+
+def test_a_start_gives_weights_codebooks_and_columns_and_its_checksum_is_part_of_the_run(bundle, data, tmp_path):
+    path, task, _ = bundle; frozen = dict(start=str(path), dataset=str(data), runs_root=str(tmp_path), epochs=1, val_every=1, batch=32, progress="none", fresh=True); store = Store(data)
+    c = TrainOperatorVQVAE.build(**frozen); c.check_data(); tokenizer, origin = started_from(c); assert origin == {"start": sha256(path/"weights"/"model.safetensors")}
+    d = prepare(c, store, tokenizer); begun = TokenizerTask(c, d, start=tokenizer); assert d.inputs.names == task.data.inputs.names and d.model.categories == task.data.model.categories
+    before = {k: v.clone() for k, v in begun.net.state_dict().items()}; assert before.keys() == task.net.state_dict().keys() and all(torch.equal(v.cpu(), task.net.state_dict()[k].cpu()) for k, v in before.items())   # codebooks are buffers of it
+    begun.on_start({}); assert all(torch.equal(v, before[k]) for k, v in begun.net.state_dict().items())   # no codebook is started anew
+    fit(begun); assert any(not torch.equal(v, before[k]) for k, v in begun.net.state_dict().items())
+    ids = [Run.open(c, "x", {"dataset": store.sha256, **o}, report=silent) for o in (origin, {"start": "0"*64})]; [r.lock.release() for r in ids]; assert ids[0].run_id != ids[1].run_id
+    with pytest.raises(UsageError, match="codes=8 would do nothing with start="): TrainOperatorVQVAE.build(**frozen, codes=8)
+    other = make_dataset(GenerateOperators.build(total_samples=12, timesteps=9, realizations=2, executor="serial", progress="none", device="cpu", runs_root=str(tmp_path)), report=silent)/"dataset.h5"
+    with pytest.raises(UsageError, match="has 9 frames of 16×16 pixels, and the tokenizer to start from reads 8 of 16×16"): prepare(c, Store(other), tokenizer)
 
 
 # ---- every kind ----

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..core.atomic import write_json
 from ..core.callbacks import Callback
+from ..core.errors import UsageError
 from ..core.schedule import warmup_cosine
 from ..core.seeds import stream
 from ..core.training import Stage, Task
@@ -80,6 +81,7 @@ def prepare(
 ) -> Prepared:
     "Split, clean, group."
     c, splits = config, split_rows(store, config.seed)
+    if start is not None and (store.grid, store.timesteps) != ((m := start.model_config).grid, m.timesteps): raise UsageError(f"the data set has {store.timesteps} frames of {store.grid}×{store.grid} pixels, and the tokenizer to start from reads {m.timesteps} of {m.grid}×{m.grid}")
     if start is not None: return Prepared(store, splits, start.inputs, start.categories, start.model_config.model_copy(update={k: v for k in ("decay", "beta", "revive_below") if (v := getattr(c, k)) is not None}))
     families, seen = family_names(c.families), splits["train"] if c.preset == "sound" else np.sort(np.concatenate([splits["train"], splits["val"]]))   # the published statistics had seen validation rows
     options = dict(duplicate_r=c.duplicate_r) | (dict(mad_sigma=c.mad_sigma, variance=c.variance, asinh_kurtosis=c.asinh_kurtosis) if c.preset == "sound" else {})
