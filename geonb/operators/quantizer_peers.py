@@ -70,7 +70,7 @@ class PeerQuantizer(CodebookStack):
         if not self.whole: return torch.stack([codes_of(p, every)[0] for p in self.peers]).view(self.categories, self.levels, self.size, -1)
         return torch.stack([level_codes(p, every[0][None, :, None].expand(-1, -1, self.levels))[:, 0] for p in self.peers])
 
-def codes_of(peer, indices): return (getattr(peer, "get_output_from_indices", None) or peer.indices_to_codes)(indices)
+def codes_of(peer, indices): "Codes of indices, whatever the module calls them."; return (getattr(peer, "get_output_from_indices", None) or peer.indices_to_codes)(indices)
 
 def level_codes(peer, indices):
     "The codes of each level of a residual module, [L, 1, B, d]; the first has the offset of the projection."

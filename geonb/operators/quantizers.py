@@ -67,7 +67,7 @@ def in_rounds(
         if t + 1 < stack.rounds: left = left - e
     return torch.stack(lefts), torch.stack(found), torch.stack(numbers)
 
-def mean_square(stack, x): return x.square().sum((-1, -2)) / (stack.widths * max(1, x.shape[-2]))   # over latents and the width that a book really has: [R, G, B, d] -> [R, G]
+def mean_square(stack, x): "Mean squares of each book."; return x.square().sum((-1, -2)) / (stack.widths * max(1, x.shape[-2]))   # over latents and the width that a book really has: [R, G, B, d] -> [R, G]
 
 # %% ../../nbs/api/operators/33_quantizers.ipynb #59b7c0ee
 def quantise_vectors(

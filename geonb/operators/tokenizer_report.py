@@ -133,7 +133,7 @@ def examine(
     return TokenizerReport(name, t.history, *chosen, ordered(out, splits), arrays, kept)
 
 def probe_rows(data, seed, most=1500): "Operators that probes are asked about: labels were never trained on, so all parts serve."; rows = np.sort(np.concatenate(list(data.splits.values()))); return rows if len(rows) <= most else np.sort(stream(seed, "probe rows").choice(rows, most, replace=False))
-def ridge_report(xhat, x): r = r2_report(x, xhat, draws=200); return {"what": "ridge regression from the tokens, fitted on training rows, to named features", **{k: r[k] for k in ("r2", "low", "high", "p05", "p50")}}
+def ridge_report(xhat, x): "What tokens say without the decoder."; r = r2_report(x, xhat, draws=200); return {"what": "ridge regression from the tokens, fitted on training rows, to named features", **{k: r[k] for k in ("r2", "low", "high", "p05", "p50")}}
 def codebook_of(net): "Codes [C, L, K, d], or none."; return net.quantizer.codebook().detach().cpu().numpy() if hasattr(net.quantizer, "codebook") else np.zeros(0, np.float32)
 
 # %% ../../nbs/api/operators/42_tokenizer_report.ipynb #8c547466
