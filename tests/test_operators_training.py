@@ -161,6 +161,7 @@ def test_a_start_gives_weights_codebooks_and_columns_and_its_checksum_is_part_of
     begun.on_start({}); assert all(torch.equal(v, before[k]) for k, v in begun.net.state_dict().items())   # no codebook is started anew
     fit(begun); assert any(not torch.equal(v, before[k]) for k, v in begun.net.state_dict().items())
     ids = [Run.open(c, "x", {"dataset": store.sha256, **o}, report=silent) for o in (origin, {"start": "0"*64})]; [r.lock.release() for r in ids]; assert ids[0].run_id != ids[1].run_id
+    assert all(TrainOperatorVQVAE.build(start="x", quantizer=q).start == "x" for q in ("rvq", "fsq", "lfq", "simvq"))   # what a start brings is not asked for
     with pytest.raises(UsageError, match="codes=8 would do nothing with start="): TrainOperatorVQVAE.build(**frozen, codes=8)
     other = make_dataset(GenerateOperators.build(total_samples=12, timesteps=9, realizations=2, executor="serial", progress="none", device="cpu", runs_root=str(tmp_path)), report=silent)/"dataset.h5"
     with pytest.raises(UsageError, match="has 9 frames of 16×16 pixels, and the tokenizer to start from reads 8 of 16×16"): prepare(c, Store(other), tokenizer)

@@ -159,7 +159,7 @@ class FittingParameters(StepParameters):
         for k in type(self).model_fields:
             if k in all_ and k not in read and getattr(self, k) is not None: raise ValueError(f"{k}={shown(getattr(self, k))} would do nothing with {self._where(k)}")
         if self.start is None and self.k_min > self.k_max: raise ValueError(f"k_min={self.k_min} is above k_max={self.k_max}")
-        if self.quantizer == "rvq" and self.level_mode != "residual": raise ValueError("quantizer='rvq' quantises what the level before left over: level_mode is 'residual', or take quantizer='vq'")
+        if self.start is None and self.quantizer == "rvq" and self.level_mode != "residual": raise ValueError("quantizer='rvq' quantises what the level before left over: level_mode is 'residual', or take quantizer='vq'")
         if self.quantizer == "lfq" and (self.codes or 2) & ((self.codes or 2) - 1): raise ValueError(f"codes={self.codes} is no power of two, which quantizer='lfq' needs: 16 or 32")
         return self
 
