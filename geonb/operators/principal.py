@@ -46,7 +46,7 @@ class PrincipalPath(nn.Module):
     def decode(self, s): return self.out(farther(s, self.radius).transpose(0, 1).flatten(1))
 
     @torch.no_grad()
-    def start(self, x):   # training rows [n, D]; -> their mean [D], which the path does not know
+    def start(self, x):   # training rows [n, D]; -> what to add to the columns [D]: their mean, less what the path gives for it
         "Principal components of each category."
         into, out, mean = (torch.zeros_like(w) for w in (self.into, self.out.weight, x[0])); rows = into.view(len(self.categories), self.width, -1); mean = x.mean(0)
         for k, at in enumerate(self.categories):
@@ -55,4 +55,4 @@ class PrincipalPath(nn.Module):
             rows[k, :len(v), at] = v / scale; out[at, k * self.width:k * self.width + len(v)] = v.T * scale
             self.radius[k] = ((x[:, at] @ v.T) / scale).norm(dim=1).median().clamp_min(1e-3)
         self.into.copy_(into); self.out.weight.copy_(out)
-        return mean
+        return mean - out @ (into @ mean)
