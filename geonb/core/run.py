@@ -231,7 +231,8 @@ def finish(self:Run,
                                          "seed": self.config.seed, "started": was["started"], "finished": now(), "device": self.device, "environment": environment(),
                                          "champion": best, **manifest})
         write_sums(tmp)
-    shutil.rmtree(self.partial); self.finished = True
+    doomed = self.partial.with_name(f".{self.partial.name}.removed"); self.partial.rename(doomed); shutil.rmtree(doomed)   # killed in between, no half folder is left under the run's name
+    self.finished = True
     if best: crown(self.final, *best)
     announce(self); self.lock.release()
     return self.final

@@ -6,6 +6,7 @@
 __all__ = ['MANIFEST', 'ShardResult', 'shard_name', 'append_line', 'write_shard', 'read_shards']
 
 # %% ../../nbs/api/operators/19_shard_files.ipynb #6785b18f
+import io
 import json
 import os
 import numpy as np
@@ -64,10 +65,11 @@ def write_shard(
     for path, rows in result.arrays.items():
         if len(rows) != len(twins if path.startswith("twins/") else ids): raise UsageError(f"{path} has {len(rows)} rows for {len(twins if path.startswith('twins/') else ids)} samples")
     final, tmp = folder/shard_name(ids, twins, config_hash), folder/".shard.tmp"   # one writer, so one leftover at most
-    with h5py.File(tmp, "w") as f:
+    image = io.BytesIO()   # a full disk then is an error of this file, not of HDF5's way to close one
+    with h5py.File(image, "w") as f:
         f["ids"] = ids
         for path, rows in result.arrays.items(): f[path] = rows
-    fsync(tmp); digest = sha256(tmp); os.replace(tmp, final); fsync(folder)
+    tmp.write_bytes(image.getvalue()); fsync(tmp); digest = sha256(tmp); os.replace(tmp, final); fsync(folder)
     append_line(folder/MANIFEST, dict(name=final.name, sha256=digest, config=config_hash, ids=ids.tolist(), twin_ids=twins.tolist(), seconds=float(result.seconds), status=result.status))
     return final
 

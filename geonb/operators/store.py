@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['TIMING', 'SEAL', 'BLOCK', 'FORMAT', 'VERSION', 'data_sets', 'Digest', 'created', 'seal', 'seal_problem', 'copied',
-           'merge', 'attributes', 'StoreFile', 'Store', 'dataset_file', 'open_store', 'theta_of', 'replay']
+           'plain_errors', 'merge', 'attributes', 'StoreFile', 'Store', 'dataset_file', 'open_store', 'theta_of',
+           'replay']
 
 # %% ../../nbs/api/operators/20_store.ipynb #db82adca
+import errno
 import hashlib
 import json
 import os
 import numpy as np
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from ..core.atomic import canonical_json, fsync, sha256
@@ -100,6 +103,16 @@ def copied(
     for p, d in digests.items(): here[p].attrs["sha256"] = str(d)
 
 # %% ../../nbs/api/operators/20_store.ipynb #7926cb73
+@contextmanager
+def plain_errors(path):
+    "HDF5 tells of a full or broken disk by a RuntimeError; here it is the OSError that it is everywhere else."
+    try: yield
+    except RuntimeError as e:
+        number = next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EIO) if f"errno = {n}," in str(e)), None)
+        if number is None: raise
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+# %% ../../nbs/api/operators/20_store.ipynb #54b96762
 def merge(
     folder,            # of the shards
     path,              # file to write; what was there is replaced when the new one is complete
@@ -114,7 +127,7 @@ def merge(
     for kind, wanted, there in (("samples", range(plan.samples), places), ("twins", plan.twin_ids, twins)):
         if gone := [i for i in wanted if i not in there]: raise CheckFailed(f"{len(gone)} of {len(wanted)} {kind} are in no finished shard, the first of them is {gone[0]}")
     tmp = path.with_name(f".{path.name}.tmp"); path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(tmp, "w", userblock_size=SEAL) as f:
+    with plain_errors(tmp), h5py.File(tmp, "w", userblock_size=SEAL) as f:
         copied(f, {p: d for p, d in sets.items() if not p.startswith("twins/")}, [places[i] for i in range(plan.samples)], planned_columns(plan))
         copied(f, {p: d for p, d in sets.items() if p.startswith("twins/")}, [twins[i] for i in plan.twin_ids], {"twins/ids": np.array(plan.twin_ids, np.int64)})
         for group, attrs in attributes(plan, moment).items(): f.require_group(group) if group not in f else None; f[group].attrs.update(attrs)
