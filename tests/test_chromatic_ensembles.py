@@ -1,6 +1,6 @@
 "What a cell cannot show of the ensembles: identities for any shape, that nothing is chosen on the test set, that intervals cover and tests keep their level."
 import json
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -164,6 +164,15 @@ def test_relations_keep_their_level(size):
         x = stream(k, "unrelated").normal(size=(7, 3)); found = relations(m, ((x[:, None] - x) ** 2).sum(-1), R=99, seed=k, k=2 + k % 2)
         for g in p: p[g].append(found[g].p)
     for g in p: assert min(p[g]) > 0 and kstest(p[g], "uniform").pvalue > .01
+
+
+def test_the_null_of_a_relation_is_that_of_all_orders():
+    m = made(15, S=4, N=120); x = stream(0, "points").normal(size=(4, 2)); D = ((x[:, None] - x) ** 2).sum(-1); found = relations(m, D, "nll", R=400)
+    one, at = -subset_figures(m, np.arange(4)[:, None])["nll"], np.array(list(combinations(range(4), 2))); two = -subset_figures(m, at)["nll"]
+    for name, y, of in (("gain", two - one[at].mean(1), lambda p: D[p[at[:, 0]], p[at[:, 1]]]), ("quality", two, lambda p: D[p[at[:, 0]], p[at[:, 1]]]), ("member", two, lambda p: one[p[at]].mean(1))):
+        every = [np.corrcoef(of(np.array(p)), y)[0, 1] for p in permutations(range(4))]   # 24 orders, and each should turn up among 400
+        far = abs(found[name].null[:, None] - every); assert far.min(1).max() < 1e-9 and far.min(0).max() < 1e-9
+        assert abs(found[name].r - every[0]) < 1e-9
 
 
 def test_relations_do_not_depend_on_the_names_of_the_members():
