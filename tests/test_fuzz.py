@@ -65,6 +65,9 @@ def place(tmp_path, monkeypatch, runs_root):
     (here/"locked").chmod(0o700)
 
 
+ANSWERS = {"train_operator_vqvae": (0, 2, 3, 4)}   # a data set may be there, and be none: 3
+
+
 def sane(code, sentence, allowed=(0, 2, 4)):
     assert code in allowed and sentence and "Traceback" not in sentence and "\n" not in sentence.strip(), (code, sentence)
 
@@ -75,9 +78,10 @@ def test_500_sets_in_process(name, place, capsys):
     for i in range(600):
         params = draw(r, model, place)
         code, sentence = check(name, params)
-        sane(code, sentence); codes.append(code)
+        sane(code, sentence, ANSWERS.get(name, (0, 2, 4))); codes.append(code)
         assert len(sentence) < 3000 and sentence.encode("utf-8", "replace"), i
-    assert {codes.count(0) > 20, codes.count(2) > 200, codes.count(4) > 20} == {True}, "the draw does not reach every answer"
+    reads = {"dataset", "start"} & {*model.model_fields}   # a run that makes its data misses none
+    assert codes.count(0) > 20 and codes.count(2) > 200 and (codes.count(4) > 20 or not reads), "the draw does not reach every answer"
     assert capsys.readouterr().out == ""
 
 
@@ -107,7 +111,7 @@ def test_20_command_lines(name, place):
     jobs = [words(r, model, place) for _ in range(20)]
     for args in jobs:
         done = subprocess.run([BIN/"geonb", "run", name, "--check", *args], capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, timeout=120)
-        sane(done.returncode, done.stderr or done.stdout)
+        sane(done.returncode, done.stderr or done.stdout, ANSWERS.get(name, (0, 2, 4)))
         assert (done.stdout == "") == (done.returncode != 0), args
         given = dict(zip(args[1::3], map(parse_value, args[2::3])))
         assert done.returncode == check(name, given)[0], args

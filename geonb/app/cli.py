@@ -23,7 +23,7 @@ from .generate import generate_command
 from .operators import operators
 from .terminal import Json, Told, complete_run, say, table
 from .ternary import ternary
-from ..core.errors import DataMissing, GeonbError, UsageError
+from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 
 # %% ../../nbs/api/app/09_cli.ipynb #ded74248
 def complete_notebook(incomplete: str): 
@@ -79,7 +79,7 @@ def run_command(
     params = execute.gather(_pairs(parameter), file or [], yaml or [], bundle, model.laboratory)
     if check:
         code, sentence = execute.check(stem, params)
-        if code: raise next(c for c in (GeonbError, UsageError, DataMissing) if c.exit_code == code)(sentence)
+        if code: raise next(c for c in (GeonbError, UsageError, CheckFailed, DataMissing) if c.exit_code == code)(sentence)
         return say({"ok": True, "notebook": stem, "given": params}, sentence, as_json)
     done = execute.run(notebook, params, out, sys.stderr if as_json else sys.stdout, sys.stderr)
     say(done, f"bundle: {done['path']}\nnotebook: {done['notebook']}\n" + "".join(f"{k}: {_number(v)}\n" for k, v in done["headline"].items()) + f"verify: {'ok' if not done['problems'] else '; '.join(done['problems'])}", as_json)
