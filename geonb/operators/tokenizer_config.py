@@ -147,10 +147,10 @@ class FittingParameters(StepParameters):
     @model_validator(mode="after")
     def _together(self):
         "What only fits together."
-        def known(text):
+        def known(name, text):
             try: return family_names(text)
-            except UsageError as e: raise ValueError(str(e)) from None
-        inside, alone = known(self.families or ""), known(self.isolated_families)
+            except UsageError as e: raise ValueError(f"{name}={shown(text)} is not allowed: {e}") from None
+        inside, alone = known("families", self.families or ""), known("isolated_families", self.isolated_families)
         if self.start is not None and alone: raise ValueError(f"isolated_families={shown(self.isolated_families)} would do nothing with start={shown(self.start)}, which brings its categories")
         if self.start is None and not inside: raise ValueError(f"families={shown(self.families)} names none: at least one of {', '.join(FAMILIES)}")
         if self.preset == "baseline" and self.start is None and {*inside} != {*FAMILIES[:3]}: raise ValueError(f"families={shown(self.families)} with preset='baseline': the published projection reads initial, summary and temporal")
