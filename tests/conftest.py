@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", HF_HUB_DISABLE_TELEMETRY="1", MPLBACKEND="agg")   # before anything imports torch
 import pytest
 
+pytest.register_assert_rewrite("claims")   # its asserts are tests'
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/".ci"))   # check.py, docs.py and install.py are tested here too
 
@@ -23,6 +24,17 @@ def runs_root(tmp_path_factory, monkeypatch):
 def root():
     "The checkout."
     return ROOT
+
+
+@pytest.fixture
+def cli(capsys):
+    "Call the command line in this process: (exit code, standard output, error stream)."
+    from geonb.app.cli import main
+    def go(*args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end: main([str(a) for a in args])
+        said = capsys.readouterr(); return end.value.code or 0, said.out, said.err
+    return go
 
 
 @pytest.fixture(scope="session")

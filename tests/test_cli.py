@@ -61,16 +61,6 @@ def one_sentence(err): return err.startswith("geonb: ") and err.count("\n") == 1
 def everything(folder): return sorted((str(p), p.stat().st_mtime_ns) for p in Path(folder).rglob("*"))
 
 
-@pytest.fixture
-def cli(capsys):
-    "Call the command line in this process: (exit code, standard output, error stream)."
-    def go(*args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end: face.main([str(a) for a in args])
-        said = capsys.readouterr(); return end.value.code or 0, said.out, said.err
-    return go
-
-
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     "A finished run of the stand-in: (notebook, runs root, what `geonb run --json` said)."

@@ -1,13 +1,10 @@
 "The claims notebook of the operators laboratory: its verdicts are computed, can come out either way, and do not depend on the seed."
-import ast
-import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from claims import Claims
 
-NOTEBOOK = ROOT/"nbs"/"claims"/"operators.ipynb"
-CELLS = [c for c in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+BOOK = Claims("operators")
 TRUE = {"thirty_missing"}                                        # every other claim of the notebook is refuted
 FIXED = {"thirty_missing"}                                       # a count that no seed changes
 MAYBE = {"features_vary", "fields_differ", "can_stop_at_427"}    # counts and shares of few, which may agree
@@ -30,52 +27,14 @@ EITHER = {
 }
 
 
-def source(cell): return "".join(cell["source"])
-
-
-def definitions(*names):
-    "The notebook's imports, its claims with their tests, and the functions `names`; nothing is simulated or trained."
-    found = {}
-    for cell in CELLS:
-        for node in ast.parse(source(cell)).body:
-            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.FunctionDef) and (node.name in ("claim", *names) or node.decorator_list and ast.unparse(node.decorator_list[0]).startswith("claim("))
-            wanted = wanted or isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("(claims, figures, shown)", *names)
-            if wanted: exec(compile(ast.Module([node], []), str(NOTEBOOK), "exec"), found)
-    return found
-
-
-def run(seed):
-    "Every cell, with another seed; the namespace it leaves."
-    found = {}
-    for cell in CELLS:
-        exec(compile(source(cell), str(NOTEBOOK), "exec"), found)
-        if "parameters" in cell["metadata"].get("tags", []): found["seed"] = seed
-    return found
-
-
-def test_seed_is_the_parameter():
-    tagged = [source(c) for c in CELLS if "parameters" in c["metadata"].get("tags", [])]
-    assert len(tagged) == 1 and ast.literal_eval(ast.parse(tagged[0]).body[0].value) == 0 and tagged[0].startswith("seed = ")
-
-
-def test_every_claim_could_hold_and_could_fail():
-    claims = definitions()["claims"]
-    assert claims.keys() == EITHER.keys()
-    for name, (yes, no) in EITHER.items(): assert (claims[name][1](**yes), claims[name][1](**no)) == (True, False), name
-
-
-def test_saved_verdicts_are_those_of_the_tests():
-    "The table of the stored run: one row for each claim, and the verdicts that another seed is held to."
-    claims = definitions()["claims"]
-    tables = ["".join(o["data"]["text/markdown"]) for c in CELLS for o in c["outputs"] if "text/markdown" in o.get("data", {})]
-    rows = [[e.strip() for e in line.strip("|").split(" | ")] for line in tables[-1].splitlines()[2:]]
-    assert [r[0] for r in rows] == [text for text, _ in claims.values()]
-    assert {name: r[-1] for name, r in zip(claims, rows)} == {name: "yes" if name in TRUE else "no" for name in claims}
+def test_seed_is_the_parameter(): BOOK.seed_is_the_parameter()
+def test_every_claim_could_hold_and_could_fail(): BOOK.could_hold_and_could_fail(EITHER)
+def test_saved_verdicts_are_those_of_the_tests(): BOOK.saved_verdicts_are_those_of_the_tests(TRUE)
 
 
 def test_the_published_stopping_rule():
     "On scripted courses: one that never improves again, one that always does, one that improves by too little."
-    stops = definitions("stops_at")["stops_at"]
+    stops = BOOK.definitions("stops_at")["stops_at"]
     flat = np.r_[np.linspace(2, 1, 100), np.ones(2000)]
     assert stops(flat) == 600 and stops(np.ones(2000)) == 505 and stops(np.ones(504)) is None   # the first validation sets the best one
     assert stops(np.linspace(100, 0, 1000)) is None and stops(1 - 1e-5 * np.arange(2000)) == 505
@@ -83,7 +42,7 @@ def test_the_published_stopping_rule():
 
 
 def test_published_category_correlation_reads_no_latent():
-    n = definitions("from_sizes"); f = n["from_sizes"]
+    n = BOOK.definitions("from_sizes"); f = n["from_sizes"]
     assert f([10, 10, 10]) == pytest.approx(.1) and f([68, 25, 32, 34, 49]) == pytest.approx(.0612, abs=1e-3)
 
 
@@ -91,7 +50,7 @@ def test_two_seeds_without_training_differ_and_agree():
     "The reduced twin: fields, the vocabulary and the left-out family, on made-up columns."
     seen = []
     for seed in (1, 2):
-        n = definitions("measures", "told_apart", "gaussian", "bands"); n["seed"] = seed; c = {k: test for k, (_, test) in n["claims"].items()}
+        n = BOOK.definitions("measures", "told_apart", "gaussian", "bands"); n["seed"] = seed; c = {k: test for k, (_, test) in n["claims"].items()}
         told, intended = n["told_apart"](n["baseline_noise"], ["multiscale_grf_low", "multiscale_grf_mid", "multiscale_grf_high"]), n["told_apart"](lambda name, rng, grid: n["initial_field"](name, rng, grid).astype(float), ["multiscale_grf_low", "multiscale_grf_mid", "multiscale_grf_high"])
         g = n["stream"](seed, "twin"); z = g.normal(size=(240, 2)) @ g.normal(size=(2, 30)) + .03 * g.normal(size=(240, 30)); wide = np.hstack([z, g.random((240, 12)) * 12 ** .5]); groups = [list(range(15)), list(range(15, 30))]
         error = {}
@@ -109,7 +68,7 @@ def test_two_seeds_without_training_differ_and_agree():
 
 @pytest.mark.slow
 def test_two_seeds_differ_and_agree(one_thread):
-    a, b = run(1), run(2)
+    a, b = BOOK.run(1), BOOK.run(2)
     assert a["verdicts"] == b["verdicts"] == {name: name in TRUE for name in a["claims"]}
     same = {name for name in a["claims"] if a["figures"][name] == b["figures"][name]}
     assert FIXED <= same <= FIXED | MAYBE

@@ -49,15 +49,6 @@ def drawn(made, tmp_path_factory):
     return folder, {k: read_json(folder/f"{k}.json") for k in PANELS}
 
 
-@pytest.fixture
-def cli(capsys):
-    def go(*args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end: face.main([str(a) for a in args])
-        said = capsys.readouterr(); return end.value.code or 0, said.out, said.err
-    return go
-
-
 @pytest.fixture(scope="module")
 def numbers():
     "Dashboards of an invented run, as read from a file."

@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 import pytest
 
-from geonb.app import cli as face
 from geonb.core.errors import CheckFailed
 from geonb.operators import shard_files
 from geonb.operators import store as store_module
@@ -64,15 +63,6 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small"); plan = Plan(samples=10, root_seed=7, timesteps=10, twin_ids=(2, 5))
     write_shard(folder/"shards", simulate_extract(range(10), plan, plan.twin_ids), plan.hash)
     return merge(folder/"shards", folder/"small.h5", plan)
-
-
-@pytest.fixture
-def cli(capsys):
-    def go(*args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end: face.main([str(a) for a in args])
-        said = capsys.readouterr(); return end.value.code or 0, said.out, said.err
-    return go
 
 
 def in_a_child(work):

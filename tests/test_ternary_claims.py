@@ -1,12 +1,9 @@
 "The claims notebook of ternary v5.5: its verdicts are computed, can come out either way, and do not depend on the seed."
-import ast
-import json
 
 import pytest
-from conftest import ROOT
+from claims import Claims
 
-NOTEBOOK = ROOT/"nbs"/"claims"/"ternary_v5_5.ipynb"
-CELLS = [c for c in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+BOOK = Claims("ternary_v5_5")
 TRUE = {"parameters_counted"}   # every other claim of the notebook is refuted
 
 # figures of each test under which the claim would hold, and under which it would not
@@ -28,54 +25,16 @@ EITHER = {
 }
 
 
-def source(cell): return "".join(cell["source"])
-
-
-def definitions(*names):
-    "The notebook's imports, its claims with their tests, and the functions `names`; nothing is trained."
-    found = {}
-    for cell in CELLS:
-        for node in ast.parse(source(cell)).body:
-            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.FunctionDef) and (node.name in ("claim", *names) or node.decorator_list and ast.unparse(node.decorator_list[0]).startswith("claim("))
-            wanted = wanted or isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "(claims, figures, shown)"
-            if wanted: exec(compile(ast.Module([node], []), str(NOTEBOOK), "exec"), found)
-    return found
-
-
-def run(seed):
-    "Every cell, with another seed; the namespace it leaves."
-    found = {}
-    for cell in CELLS:
-        exec(compile(source(cell), str(NOTEBOOK), "exec"), found)
-        if "parameters" in cell["metadata"].get("tags", []): found["seed"] = seed
-    return found
-
-
-def test_seed_is_the_parameter():
-    tagged = [source(c) for c in CELLS if "parameters" in c["metadata"].get("tags", [])]
-    assert len(tagged) == 1 and ast.literal_eval(ast.parse(tagged[0]).body[0].value) == 0 and tagged[0].startswith("seed = ")
-
-
-def test_every_claim_could_hold_and_could_fail():
-    claims = definitions()["claims"]
-    assert claims.keys() == EITHER.keys()
-    for name, (yes, no) in EITHER.items(): assert (claims[name][1](**yes), claims[name][1](**no)) == (True, False), name
-
-
-def test_saved_verdicts_are_those_of_the_tests():
-    "The table of the stored run: one row for each claim, and the verdicts that another seed is held to."
-    claims = definitions()["claims"]
-    tables = ["".join(o["data"]["text/markdown"]) for c in CELLS for o in c["outputs"] if "text/markdown" in o.get("data", {})]
-    rows = [[e.strip() for e in line.strip("|").split(" | ")] for line in tables[-1].splitlines()[2:]]
-    assert [r[0] for r in rows] == [text for text, _ in claims.values()]
-    assert {name: r[-1] for name, r in zip(claims, rows)} == {name: "yes" if name in TRUE else "no" for name in claims}
+def test_seed_is_the_parameter(): BOOK.seed_is_the_parameter()
+def test_every_claim_could_hold_and_could_fail(): BOOK.could_hold_and_could_fail(EITHER)
+def test_saved_verdicts_are_those_of_the_tests(): BOOK.saved_verdicts_are_those_of_the_tests(TRUE)
 
 
 def test_two_seeds_without_training_differ_and_agree():
     "The reduced twin: the quantile codec stands in for a trained model that knows everything."
     seen = []
     for seed in (1, 2):
-        n = definitions("measured", "covered"); n["seed"] = seed; c = {k: test for k, (_, test) in n["claims"].items()}
+        n = BOOK.definitions("measured", "covered"); n["seed"] = seed; c = {k: test for k, (_, test) in n["claims"].items()}
         fresh, codec = n["measured"](n["untrained"](seed)), n["measured"](n["QuantileCodec"]())
         by = {r: (n["covered"](codec["A"], 195_000, r), max(n["covered"](m, 195_000, r) for m in fresh.values())) for r in n["RULES"]}
         assert max(m["exact"] for m in fresh.values()) <= 5 and codec["A"]["exact"] == n["OPERATIONS"]
@@ -87,7 +46,7 @@ def test_two_seeds_without_training_differ_and_agree():
 
 @pytest.mark.slow
 def test_two_seeds_differ_and_agree(one_thread):
-    a, b = run(1), run(2)
+    a, b = BOOK.run(1), BOOK.run(2)
     assert a["verdicts"] == b["verdicts"] == {name: name in TRUE for name in a["claims"]}
     fixed = {"parameters_counted", "near_the_ceiling", "possible", "statenet_learns", "coding_pays"}   # arithmetic, or exactly zero
     assert {name for name in a["claims"] if a["figures"][name] == b["figures"][name]} == fixed

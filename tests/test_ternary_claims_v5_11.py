@@ -1,15 +1,13 @@
 "The claims notebook of ternary v5.11: its verdicts are computed, can come out either way, and do not depend on the seed."
 import ast
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from claims import Claims, source
 
-NOTEBOOK = ROOT/"nbs"/"claims"/"ternary_v5_11.ipynb"
-CELLS = [c for c in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+BOOK = Claims("ternary_v5_11")
 TRUE = {"ceiling_is_perfect_order"}   # every other claim of the notebook is refuted
 FIXED = {"cross_entropy_acts", "b_learns", "root_is_zero", "structural_size"}                                    # counts that no seed changes
 EXACT = {"ceiling_is_perfect_order", "coverage_is_hyperbolic", "snap_measures_the_model"}                         # at their limits, perhaps to the last bit
@@ -34,53 +32,15 @@ EITHER = {
 }
 
 
-def source(cell): return "".join(cell["source"])
-
-
-def definitions(*names):
-    "The notebook's imports, its claims with their tests, and the functions `names`; nothing is trained."
-    found = {}
-    for cell in CELLS:
-        for node in ast.parse(source(cell)).body:
-            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.FunctionDef) and (node.name in ("claim", *names) or node.decorator_list and ast.unparse(node.decorator_list[0]).startswith("claim("))
-            wanted = wanted or isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "(claims, figures, shown)"
-            if wanted: exec(compile(ast.Module([node], []), str(NOTEBOOK), "exec"), found)
-    return found
-
-
-def run(seed):
-    "Every cell, with another seed; the namespace it leaves."
-    found = {}
-    for cell in CELLS:
-        exec(compile(source(cell), str(NOTEBOOK), "exec"), found)
-        if "parameters" in cell["metadata"].get("tags", []): found["seed"] = seed
-    return found
-
-
-def test_seed_is_the_parameter():
-    tagged = [source(c) for c in CELLS if "parameters" in c["metadata"].get("tags", [])]
-    assert len(tagged) == 1 and ast.literal_eval(ast.parse(tagged[0]).body[0].value) == 0 and tagged[0].startswith("seed = ")
-
-
-def test_every_claim_could_hold_and_could_fail():
-    claims = definitions()["claims"]
-    assert claims.keys() == EITHER.keys()
-    for name, (yes, no) in EITHER.items(): assert (claims[name][1](**yes), claims[name][1](**no)) == (True, False), name
-
-
-def test_saved_verdicts_are_those_of_the_tests():
-    "The table of the stored run: one row for each claim, and the verdicts that another seed is held to."
-    claims = definitions()["claims"]
-    tables = ["".join(o["data"]["text/markdown"]) for c in CELLS for o in c["outputs"] if "text/markdown" in o.get("data", {})]
-    rows = [[e.strip() for e in line.strip("|").split(" | ")] for line in tables[-1].splitlines()[2:]]
-    assert [r[0] for r in rows] == [text for text, _ in claims.values()]
-    assert {name: r[-1] for name, r in zip(claims, rows)} == {name: "yes" if name in TRUE else "no" for name in claims}
+def test_seed_is_the_parameter(): BOOK.seed_is_the_parameter()
+def test_every_claim_could_hold_and_could_fail(): BOOK.could_hold_and_could_fail(EITHER)
+def test_saved_verdicts_are_those_of_the_tests(): BOOK.saved_verdicts_are_those_of_the_tests(TRUE)
 
 
 def test_no_loose_loading_in_the_code():
     "The switch is not used where it could do harm; the load of the notebook is by hand and names what it left."
-    assert not any(k.arg == "strict" and k.value.value is False for c in CELLS for k in ast.walk(ast.parse(source(c))) if isinstance(k, ast.keyword) and isinstance(k.value, ast.Constant))
-    n = definitions("loosely"); spec = n["HyperbolicSpec"]
+    assert not any(k.arg == "strict" and k.value.value is False for c in BOOK.cells for k in ast.walk(ast.parse(source(c))) if isinstance(k, ast.keyword) and isinstance(k.value, ast.Constant))
+    n = BOOK.definitions("loosely"); spec = n["HyperbolicSpec"]
     saved, other = n["build_hyperbolic"](spec(projection_dropout=.1), 1), n["build_hyperbolic"](spec(), 2)
     before = {k: w.clone() for k, w in other.state_dict().items()}; left = n["loosely"](other, saved.state_dict())
     assert left == [f"projection.proj_{p}.{layer}.{w}" for p in "AB" for layer in ("direction_net.3", "radius_net.2") for w in ("bias", "weight")]
@@ -91,7 +51,7 @@ def test_two_seeds_without_training_differ_and_agree():
     "The reduced twin: an exactly ordered encoder made by formula stands in for the trained one."
     seen = []
     for seed in (1, 2):
-        n = definitions("loosely"); c, g = {k: test for k, (_, test) in n["claims"].items()}, n["stream"](seed, "twin")
+        n = BOOK.definitions("loosely"); c, g = {k: test for k, (_, test) in n["claims"].items()}, n["stream"](seed, "twin")
         spec = n["HyperbolicSpec"](max_radius=.99, projection_dropout=.1); net = n["build_hyperbolic"](spec, seed).eval()
         x, v, few = n["trit_tensor"](), n["valuation"](np.arange(n["OPERATIONS"])), slice(0, 3000)
         with torch.no_grad(): saved, loaded = n["spearman"](v[few], net.embed(x[few], "B").norm(dim=1).numpy()), []
@@ -109,7 +69,7 @@ def test_two_seeds_without_training_differ_and_agree():
 
 @pytest.mark.slow
 def test_two_seeds_differ_and_agree(one_thread):
-    a, b = run(1), run(2)
+    a, b = BOOK.run(1), BOOK.run(2)
     assert a["verdicts"] == b["verdicts"] == {name: name in TRUE for name in a["claims"]}
     same = {name for name in a["claims"] if a["figures"][name] == b["figures"][name]}
     assert FIXED <= same <= FIXED | EXACT

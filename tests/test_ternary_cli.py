@@ -68,13 +68,9 @@ def shelf(made, runs_root):
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(cli):
     "Call `geonb ternary` in this process: (exit code, standard output, error stream)."
-    def go(*args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end: face.main(["ternary", *(str(a) for a in args)])
-        said = capsys.readouterr(); return end.value.code or 0, said.out, said.err
-    return go
+    return lambda *args: cli("ternary", *args)
 
 
 def one_sentence(err): return err.startswith("geonb: ") and err.count("\n") == 1 and "Traceback" not in err
