@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..core.bundles import start_bundle
-from ..core.config import RunConfig, shown
+from ..core.config import RunConfig, given_only, shown
 from ..core.errors import UsageError, did_you_mean
 from .store import open_store
 
@@ -138,7 +138,7 @@ class FittingParameters(StepParameters):
     @classmethod
     def _filled(cls, given):
         "What was not given comes from preset and quantiser; what they never read is refused."
-        given = {k: v for k, v in given.items() if v is not None and not (isinstance(v, str) and v == "null")}
+        given = given_only(given)
         preset, kind = given.get("preset", "sound"), given.get("quantizer", "vq")
         if not (isinstance(preset, str) and isinstance(kind, str) and preset in PRESETS and kind in _quantisers): return given   # what is wrong is said by the field
         if isinstance(given.get("families", ""), str) and all(isinstance(given.get(k, 0), (int, float)) for k in SWITCHED): return filled(given)

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..core.bundles import start_bundle
-from ..core.config import RunConfig, shown
+from ..core.config import RunConfig, given_only, shown
 from ..core.errors import UsageError
 from .operations import positions, subset
 
@@ -145,7 +145,7 @@ class TrainTernaryV5_5(OptimiserParameters):
     @classmethod
     def _filled(cls, given):
         "What was not given comes from the preset."
-        given = {k: v for k, v in given.items() if v is not None and not (isinstance(v, str) and v == "null")}
+        given = given_only(given)
         name = given.get("preset", "fast"); chosen = PRESETS[name] if isinstance(name, str) and name in PRESETS else None
         mode = given.get("mode", chosen["mode"] if chosen else None)
         if chosen is None or not isinstance(mode, str) or mode not in ONLY: return given   # what is wrong is said by the field

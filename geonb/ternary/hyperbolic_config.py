@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..core.bundles import start_bundle
-from ..core.config import RunConfig, shown
+from ..core.config import RunConfig, given_only, shown
 from ..core.errors import DataMissing, UsageError
 
 # %% ../../nbs/api/ternary/40_hyperbolic_config.ipynb #d3771d2a
@@ -87,7 +87,7 @@ class TrainTernaryV5_11(StepParameters):
     @classmethod
     def _filled(cls, given):
         "What was not given comes from the recipe's preset."
-        given = {k: v for k, v in given.items() if v is not None and not (isinstance(v, str) and v == "null")}
+        given = given_only(given)
         recipe, preset = given.get("recipe", "direct"), given.get("preset", "quick")
         if not (isinstance(recipe, str) and isinstance(preset, str) and recipe in PRESETS and preset in PRESETS[recipe]): return given   # what is wrong is said by the field
         return PRESETS[recipe][preset] | given
