@@ -87,7 +87,7 @@ LEAVES = dict(leaves(typer.main.get_command(face.app)))
 
 
 def test_the_commands_are_those_of_the_design():
-    assert {" ".join(k) for k in LEAVES} == {"run", "runs list", "runs show", "runs verify", "runs rm", "data list", "data get", "data check", "data rm", "doctor", "dashboards",
+    assert {" ".join(k) for k in LEAVES} == {"run", "runs list", "runs show", "runs verify", "runs rm", "data list", "data get", "data check", "data rm", "data convert cifar10-jpeg", "doctor", "dashboards",
                                                     "ternary evaluate", "ternary analyze", "ternary benchmark", "ternary compare", *(f"checkpoints {k}" for k in ("list", "info", "download", "upload", "convert", "verify")),
                                                     *(f"operators {k}" for k in ("info", "validate", "extract", "generate"))}
 
@@ -125,6 +125,8 @@ def test_help_is_quick_and_needs_no_torch():
     ("run train_pentachora --check -f no-such.yaml", "cannot be read"), ("run train_pentachora --check -y [1]", "a mapping such as"), ("run train_pentachora --check -y {", "not readable YAML"),
     ("run train_pentachora -o /nowhere/at/all/x.ipynb", "the folder does not exist"), ("runs verify", "name the runs to verify, or pass --all"), ("runs rm", "Missing argument"), ("runs show ''", "an empty run name"),
     ("data get digitz", "did you mean 'digits'"), ("data get mnist --size 29", "--size 29 is not allowed"), ("data check mnist --size many", "valid integer"), ("data rm digits/../../x --yes", "is not known"), ("data get chestmnist", "14 labels per image"),
+    ("data convert cifar10-jepg x.npz", "Did you mean 'cifar10-jpeg'"), ("data convert cifar10-jpeg", "Missing argument"), ("data convert cifar10-jpeg a.npz b.npz c.npz", "3 files were given"),
+    ("data convert cifar10-jpeg /nowhere/at/all.npz", "in a folder that exists"), ("data convert cifar10-jpeg out.zip", "ending in .npz"), ("data convert cifar10-jpeg out.npz --size 3", "size=3 is not allowed"),
 ])
 def test_a_mistake_is_one_sentence_and_two(cli, args, sentence):
     import shlex
@@ -133,7 +135,7 @@ def test_a_mistake_is_one_sentence_and_two(cli, args, sentence):
 
 
 @pytest.mark.parametrize("args", ["run train_pentachora --check -p dataset mnist", "run train_pentachora -p dataset bloodmnist", "run train_pentachora --check -p dataset no/such.npz", "data get mnist", "data check kmnist",
-                                  "data rm mnist --yes", "runs show 0123456789-r1", "runs verify 0123456789-r1", "runs rm 0123456789-r1 --yes", "run train_pentachora --check --from no-such-bundle"])
+                                  "data rm mnist --yes", "data convert cifar10-jpeg out.npz", "data convert cifar10-jpeg none.npz out.npz", "runs show 0123456789-r1", "runs verify 0123456789-r1", "runs rm 0123456789-r1 --yes", "run train_pentachora --check --from no-such-bundle"])
 def test_what_is_not_on_this_machine_is_four(cli, args, monkeypatch, tmp_path, runs_root):
     monkeypatch.setenv("GEONB_OFFLINE", "1"); monkeypatch.setenv("GEONB_DATA", str(tmp_path)); monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache")); monkeypatch.chdir(tmp_path)
     code, out, err = cli(*args.split())

@@ -709,6 +709,42 @@ def test_real_blood_cells_never_pass_for_the_official_file(real, tmp_path, capsy
     assert mine.name == "bloodmnist_rebuilt_28-5387eb" and mine.train.labels.tolist() == b.train.labels.tolist()
 
 
+@pytest.mark.slow
+def test_the_whole_of_cifar10_from_the_command_line(real, tmp_path, capsys):
+    "Every picture: the SHA-256 the data's own description gives for the decoded arrays, and a balanced validation part."
+    from geonb.app.cli import command
+    assert command(["data", "convert", "cifar10-jpeg", str(real/"cifar10_jpeg.npz"), str(tmp_path/"cifar.npz"), "--json"]) == 0
+    c = load_images(json.loads(capsys.readouterr().out)["file"], size=32)
+    assert {s: set(p.counts(10)) for s, p in c.splits.items()} == dict(train={4500}, val={500}, test={1000})
+    assert hashlib.sha256(c.test.images.tobytes()).hexdigest() == "b7018a062865e9348a704e72416eb53c816b43cc8ac42ab43276a2b967508ab6"
+
+
+def test_jpegs_are_converted_from_the_command_line(tmp_path, capsys, monkeypatch):
+    "A file of the same format, made here: six colours per class; then the same file with a picture cut short."
+    from PIL import Image
+    from geonb.app.cli import command
+    monkeypatch.setenv("GEONB_DATA", str(tmp_path)); labels, files = np.arange(60, dtype=np.uint8) % 10, []
+    for i in range(60): b = io.BytesIO(); Image.new("RGB", (32, 32), (4 * i, 255 - 4 * i, 20 * (i % 10))).save(b, "JPEG", quality=90); files.append(b.getvalue())
+    head = os.path.commonprefix(files); cut = np.cumsum([0] + [len(f) - len(head) for f in files]).astype(np.uint32)
+    body = dict(data=np.frombuffer(b"".join(f[len(head):] for f in files), np.uint8), offsets=cut, labels=labels)
+    a = dict(jpeg_header=np.frombuffer(head, np.uint8), label_names=np.array(list("abcdefghij"))) | {f"{s}_{k}": v for s in ("train", "test") for k, v in body.items()}
+    np.savez(tmp_path/"cifar10_jpeg.npz", **a)
+    def call(*args): code = command(["data", "convert", "cifar10-jpeg", *map(str, args)]); return code, *capsys.readouterr()
+    code, out, err = call(tmp_path/"out.npz", "--val", 15, "--json"); assert (code, err) == (0, "") and json.loads(out)["val"] == 15
+    c = load_images(str(tmp_path/"out.npz"), size=32)
+    assert (len(c.train), c.val.counts(10), c.class_names) == (45, [1] * 5 + [2] * 5, list("abcdefghij")) and c.val.labels.tolist() == [*range(5, 10), *range(10)]
+    whole = np.stack([np.asarray(Image.open(io.BytesIO(f))) for f in files]); np.testing.assert_array_equal(c.test.images, whole); np.testing.assert_array_equal(c.val.images, whole[45:])
+    assert call(tmp_path/"cifar10_jpeg.npz", tmp_path/"small.npz", "--val=15", "--size=8")[0] == 0 and load_images(str(tmp_path/"small.npz"), size=None).size == 8
+    before = sorted(p.name for p in tmp_path.iterdir())
+    code, out, err = call(tmp_path/"out.npz"); assert (code, out) == (2, "") and "a new file" in err
+    code, out, err = call(tmp_path/"new.npz"); assert (code, out) == (2, "") and "val=5000 is not allowed: 1 to 59" in err
+    np.savez(tmp_path/"cut.npz", **a | dict(test_data=a["test_data"][:-20], test_offsets=np.r_[cut[:-1], cut[-1] - 20]))
+    np.savez(tmp_path/"few.npz", **a | dict(test_labels=labels[:-1])); np.savez(tmp_path/"eleven.npz", **a | dict(train_labels=labels + 1)); (tmp_path/"text.npz").write_text("x")
+    for name, said in {"cut": "cut.npz: picture 59 cannot be read", "few": "few.npz: test has 60 pictures but 59 labels", "eleven": "train_labels has labels from 0 to 10", "text": "not a readable npz", "out": "no array 'jpeg_header'"}.items():
+        code, out, err = call(tmp_path/f"{name}.npz", tmp_path/"new.npz", "--val", 15); assert (code, out) == (3, "") and said in err and err.count("\n") == 1, err
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*before, "cut.npz", "few.npz", "eleven.npz", "text.npz"])
+
+
 def test_cifar10_from_jpegs(real, tmp_path):
     "Pixels as the data's own description gives them: channel means of the training pictures at 32 px, classes in the official order."
     from geonb.data import convert_cifar10_jpeg
