@@ -184,7 +184,7 @@ def fit_member(
     threads = torch.get_num_threads(); torch.set_num_threads(1)   # so that a member is the same wherever it runs
     space = Workspace(path)
     with WriterLock(space.path/".lock").acquire(f"member {member}"):
-        try: t = fit(make(member), space, checkpoint_seconds=seconds)
+        try: t = fit(make(member), space, checkpoint_seconds=seconds); t.task.leave(t)
         finally: torch.set_num_threads(threads)
     return {"member": member, "history": t.history, "step": t.step, "skips": t.skips, "rollbacks": t.rollbacks}
 
@@ -197,10 +197,13 @@ def fit_population(
     workers=0,           # worker processes
     scheduler=None,      # Dask scheduler address
     checkpoint_seconds=5.0,  # at most this much work of a member is lost
+    report=None,         # called with (members done, result) after each
 ) -> list:               # one result per member, in order
     "Train every member as a child run; a killed population continues with what is missing."
-    jobs = [(make, m, str(run.child(f"{m}").path), checkpoint_seconds) for m in members]
-    done = dict(finished(fit_job, jobs, executor, scheduler, workers))
+    jobs, done = [(make, m, str(run.child(f"{m}").path), checkpoint_seconds) for m in members], {}
+    for i, result in finished(fit_job, jobs, executor, scheduler, workers):
+        done[i] = result
+        if report: report(len(done), result)
     return [done[i] for i in range(len(members))]
 
 def fit_job(

@@ -44,6 +44,7 @@ class Task:
     def before_step(self, t): "Before the loss of a step."
     def after_backward(self, t): "Gradients are there: measure, balance, clip. -> {name: norm}, or None to clip once."
     def after_step(self, t): "The optimisers have moved."
+    def leave(self, t): "All stages are over, and this is a member of a population: write what others need into `t.run.path`."
     def train_mode(self):
         "Put the modules into training mode; override to keep a frozen part in eval."
         for m in self.modules.values(): m.train()
