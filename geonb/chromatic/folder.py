@@ -127,6 +127,7 @@ def write_logits(
     p.parent.mkdir(parents=True, exist_ok=True); write_npz(p, **{what: np.ascontiguousarray(checked(array, p.name, what), np.float32)})
     return sha256(p)
 
+# %% ../../nbs/api/chromatic/40_folder.ipynb #51aeb12f
 def write_index(
     folder,               # probes/, with the arrays already in it
     dataset: str,         # name
@@ -276,6 +277,7 @@ def stacked(
     if odd := next((s for s in seeds if parts[s].shape != first), None): raise CheckFailed(f"{files[odd].name} has {' x '.join(map(str, parts[odd].shape))} logits, {files[seeds[0]].name} {' x '.join(map(str, first))}: members answer the same examples")
     return np.stack(list(parts.values()))
 
+# %% ../../nbs/api/chromatic/40_folder.ipynb #5c4df8c1
 def read_features(
     folder,          # with logits
     seeds: tuple,
