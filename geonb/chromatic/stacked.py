@@ -18,7 +18,7 @@ from .networks import Net, make_net, parameter_count
 from ..core.errors import UsageError, did_you_mean
 from ..core.seeds import torch_stream
 
-# %% ../../nbs/api/chromatic/30_stacked.ipynb #204976ef
+# %% ../../nbs/api/chromatic/30_stacked.ipynb #f4873630
 ENGINES = ("loop", "grouped", "vmap")
 LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Identity)   # what keeps groups of channels apart
 
@@ -43,6 +43,7 @@ def check_alike(
         if wrong := [k for k in {**first, **own} if first.get(k) != own.get(k)]: raise UsageError(f"nets[{s}] differs from nets[0] in {wrong[0]}: the members of a stack have one architecture")
     return nets
 
+# %% ../../nbs/api/chromatic/30_stacked.ipynb #204976ef
 def named_tensors(
     net,      # a network
 ) -> dict:    # name -> the live tensor
