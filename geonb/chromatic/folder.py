@@ -293,6 +293,7 @@ def read_probes(
     allow_mixed: bool = False,   # members of several configurations
     labels=None,                 # file of labels, or integers [N], where the folder has none
     root=None,                   # runs root in which ids are looked up
+    least: int = 2,              # members that must be there
 ) -> Probes:
     "What the members of a folder answered; one sentence when it is not there or not sound."
     folder, artifacts, source, asked = probe_folder(path, root); files = member_files(folder)
@@ -301,7 +302,7 @@ def read_probes(
     if index and (bad := hash_problems(folder, index) or [s for s in (split_problem(artifacts, index),) if s]): raise CheckFailed(bad[0] + (f" (and {len(bad) - 1} more problems)" if len(bad) > 1 else ""))
     about = {m["seed"]: m for m in index.get("members", [])} or {s: dict(seed=s) for s in files["probe"]}; seeds = tuple(sorted(about))
     if not allow_mixed and (mixed := mixed_problem([about[s] for s in seeds])): raise CheckFailed(f"{mixed}; they are compared only with allow_mixed")
-    if len(seeds) < 2: raise CheckFailed(f"{asked.name} holds one member, seed {seeds[0]}: distances need two or more")
+    if len(seeds) < least: raise CheckFailed(f"{asked.name} holds {len(seeds)} member{'s' * (len(seeds) != 1)}: {least} or more are needed, since distances are between members")
     z = {r: stacked(files[r], seeds, r) for r in ROLES if r in files}
     if "probe" not in z: raise CheckFailed(f"{asked.name} holds no probe logits")
     C = z["probe"].shape[2]; y = found_labels(folder, index, labels)
