@@ -758,3 +758,22 @@ def test_cifar10_from_jpegs(real, tmp_path):
     c = load_images(str(convert_cifar10_jpeg(tmp_path/"some.npz", tmp_path/"cifar.npz", size=32, val=50)), size=32)
     np.testing.assert_array_equal(c.test.images, x[:200])
     assert not c.official and not c.name.startswith("cifar10")
+
+
+# --- synth: drawn, not read
+
+@pytest.mark.parametrize("seed", [13, pytest.param(14, marks=pytest.mark.slow)])
+def test_textures_can_be_learnt_but_not_at_once(seed):
+    "Two epochs of the smallest network know most of the test pictures and not all."
+    import torch
+    from geonb.chromatic.networks import make_net
+    from geonb.core.seeds import torch_stream
+    c = load_images("synth", size=None); mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (c.mean, c.std))
+    x, tx = (((torch.from_numpy(s.images).permute(0, 3, 1, 2) / 255 - mean) / std).contiguous(memory_format=torch.channels_last) for s in (c.train, c.test))
+    y, ty = (torch.from_numpy(s.labels) for s in (c.train, c.test))
+    net = make_net("tiny8", seed=seed).to(memory_format=torch.channels_last); sgd = torch.optim.SGD(net.parameters(), .1, .9, weight_decay=5e-4)
+    for epoch in range(2):
+        sgd.param_groups[0]["lr"] = .1 / (1 + epoch)
+        for i in torch.randperm(len(x), generator=torch_stream(seed, "order", epoch)).split(128): sgd.zero_grad(); torch.nn.functional.cross_entropy(net(x[i]), y[i]).backward(); sgd.step()
+    with torch.no_grad(): accuracy = (net.eval()(tx).argmax(1) == ty).float().mean().item()
+    assert .6 <= accuracy <= .95, accuracy

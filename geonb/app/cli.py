@@ -171,7 +171,7 @@ def data_get(name: Set, size: Size = 28, as_json: Json = False):
     "Download the official files of a set and verify them."
     import geonb.data as shelf
     files = [str(p) for p in shelf.get(name, size=_side(size), progress=not as_json and sys.stderr.isatty())]
-    say({"name": name, "files": files}, "\n".join(files) or f"{name} is part of scikit-learn: there is nothing to download", as_json)
+    say({"name": name, "files": files}, "\n".join(files) or f"{name} comes with geonb: there is nothing to download", as_json)
 
 @data.command("check")
 def data_check(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a set, or path of an .npz or an image folder.", autocompletion=complete_dataset)], size: Size = 28, as_json: Json = False):

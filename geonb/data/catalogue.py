@@ -28,7 +28,7 @@ class RemoteFile:
 class Entry:
     "One image set of the catalogue."
     name: str                 # as in `load_images`
-    kind: str                 # reader: digits, idx, emnist, cifar or npz
+    kind: str                 # reader: digits, textures, idx, emnist, cifar or npz
     files: tuple              # RemoteFiles that `get` brings
     class_names: tuple        # in label order
     channels: int             # 1 grey, 3 colour
@@ -40,11 +40,11 @@ class Entry:
 
 # %% ../../nbs/api/data/02_catalogue.ipynb #769d426f
 _licences = dict(mnist="CC BY-SA 3.0 (as commonly stated)", fashionmnist="MIT", kmnist="CC BY-SA 4.0", qmnist="BSD-3-Clause (its repository)",
-                 emnist="none stated (derived from NIST Special Database 19)", cifar10="none stated; cite A. Krizhevsky, 2009", digits="CC BY 4.0 (UCI)")
+                 emnist="none stated (derived from NIST Special Database 19)", cifar10="none stated; cite A. Krizhevsky, 2009", digits="CC BY 4.0 (UCI)", synth="Apache-2.0 (drawn by geonb)")
 _sources = dict(mnist="http://yann.lecun.com/exdb/mnist/", fashionmnist="https://github.com/zalandoresearch/fashion-mnist",
                 kmnist="http://codh.rois.ac.jp/kmnist/", qmnist="https://github.com/facebookresearch/qmnist",
                 emnist="https://www.nist.gov/itl/products-and-services/emnist-dataset", cifar10="https://www.cs.toronto.edu/~kriz/cifar.html",
-                digits="https://archive.ics.uci.edu/dataset/80")
+                digits="https://archive.ics.uci.edu/dataset/80", synth="geonb.data.textures")
 _classes = dict(mnist="MNIST", fashionmnist="FashionMNIST", kmnist="KMNIST", qmnist="QMNIST")   # the names of torchvision's classes and folders
 
 def _idx_entry(name) -> Entry:
@@ -83,6 +83,11 @@ def _digits_entry(name="digits") -> Entry:
     "The 1,797 handwritten digits of 8x8 pixels that are part of scikit-learn: no file to find."
     return Entry(name, "digits", (), tuple(string.digits), 1, 8, "digits", _licences[name], _sources[name])
 
+def _synth_entry(name="synth") -> Entry:
+    "Patterns in colour that `geonb.data.textures` draws: no file to find."
+    from geonb.data.textures import TEXTURES
+    return Entry(name, "textures", (), TEXTURES, 3, 32, "natural", _licences[name], _sources[name])
+
 # %% ../../nbs/api/data/02_catalogue.ipynb #01b21c72
 MEDMNIST_SIZES = (28, 64, 128, 224)
 
@@ -102,7 +107,7 @@ def _medmnist_entry(name, size=28) -> Entry:
 def names() -> tuple:    # every name of the catalogue
     "The image sets geonb knows by name."
     flat = [k for k, v in _medmnist_info().items() if not k.endswith("3d") and "multi-label" not in v["task"]]
-    return ("digits", *_classes, *(f"emnist_{v}" for v in EMNIST), "cifar10", *flat)
+    return ("digits", "synth", *_classes, *(f"emnist_{v}" for v in EMNIST), "cifar10", *flat)
 
 # %% ../../nbs/api/data/02_catalogue.ipynb #39fa5d0f
 def entry(
@@ -115,5 +120,5 @@ def entry(
         if key == "chestmnist": raise UsageError("chestmnist has 14 labels per image and geonb's classifiers give one: choose a single-label set such as pneumoniamnist")
         if key in _medmnist_info(): raise UsageError(f"{key} holds volumes and geonb reads pictures: choose a 2-D set such as {key.removesuffix('3d') if key.removesuffix('3d') in names() else 'organamnist'}")
         raise UsageError(f"dataset {str(name)!r} is not known{did_you_mean(key, names())}: known are {', '.join(names())}, or a path to an .npz or an image folder")
-    make = _digits_entry if key == "digits" else _cifar_entry if key == "cifar10" else _emnist_entry if key.startswith("emnist") else _idx_entry
-    return make(key) if key in ("digits", "cifar10", *_classes) or key.startswith("emnist_") else _medmnist_entry(key, size)
+    make = _digits_entry if key == "digits" else _synth_entry if key == "synth" else _cifar_entry if key == "cifar10" else _emnist_entry if key.startswith("emnist") else _idx_entry
+    return make(key) if key in ("digits", "synth", "cifar10", *_classes) or key.startswith("emnist_") else _medmnist_entry(key, size)

@@ -15,6 +15,7 @@ from ..core.errors import CheckFailed, DataMissing, UsageError
 from . import formats, store
 from .catalogue import entry, names
 from .splits import stratified_split
+from .textures import synth_parts
 
 # %% ../../nbs/api/data/06_images.ipynb #74807d46
 @dataclass
@@ -196,6 +197,9 @@ def _load_named(name, size, root, strict, download, split_seed):
     if e.kind == "digits":
         parts = _read_digits()
         return e.name, parts, e.class_names, e, True, {"scikit-learn digits (array)": hashlib.sha256(parts["all"][0].tobytes()).hexdigest()}
+    if e.kind == "textures":
+        parts = synth_parts()
+        return e.name, parts, e.class_names, e, True, {"synth (arrays)": hashlib.sha256(b"".join(x.tobytes() for x, _ in parts.values())).hexdigest()}
     roots = store.data_roots(root)
     found = store.locate(e, roots)
     if found is None and download:

@@ -81,4 +81,4 @@ class TrainPentachora(LossParameters):
         from geonb.data import images, store
         if self.dataset.lower() not in images.names() and images.find_path(self.dataset): return
         e = images.entry(self.dataset, 28)   # a `UsageError` when there is no such set
-        if e.kind != "digits" and store.locate(e, store.data_roots(None)) is None: raise store.missing(e, store.data_roots(None))
+        if e.files and store.locate(e, store.data_roots(None)) is None: raise store.missing(e, store.data_roots(None))
