@@ -75,7 +75,7 @@ def verify_bundle(
     if read_history_csv((path/"history.csv").read_text()) != rows: bad.append("history.csv and history.json differ")
     sums = (path/"SHA256SUMS").read_text()   # they were right a moment ago
     bad += [f"{f} is not the one manifest.json was written with" for f, digest in manifest.get("sealed", {}).items() if f"{digest}  {f}\n" not in sums]   # large files, which no metadata ties to config.json
-    return bad + [f"weights/{f.name}: {why}" for f in sorted((path/"weights").glob("*.safetensors")) if (why := weights_problem(f, manifest))]
+    return bad + [f"{f.relative_to(path).as_posix()}: {why}" for f in sorted(path.rglob("*.safetensors")) if (why := weights_problem(f, manifest))]
 
 # %% ../../nbs/api/core/10_bundles.ipynb #31a54f13
 def weights_problem(
