@@ -98,7 +98,7 @@ STYLE = """<style>
 class Explorer:
     "One figure, its controls and a line of numbers, around a pure `view(state)`."
     State = None                                             # a frozen dataclass; its fields are the names of the controls
-    _widget, _held = None, False
+    _widget, _drawn, _held = None, None, False
     def settled(self, state): raise NotImplementedError      # the state inside what is shown; UsageError for what is refused
     def view(self, state): raise NotImplementedError         # trace name -> its data
     def readout(self, state): raise NotImplementedError      # [(name, value)] as text
@@ -145,6 +145,7 @@ def draw(self:Explorer,
     with self.live.batch_update():
         for trace in self.live.data: trace.update(data[trace.name])
         self.live.layout.update(dress)
+    self._drawn = state
     self.words.value = '<div class="geonb-readout">' + "".join(f"<div><span>{k}</span> {v}</div>" for k, v in rows) + "</div>"
     self.problem.value = ""
 
@@ -173,7 +174,7 @@ def go(self:Explorer,
 def _repr_mimebundle_(self:Explorer, **kwargs):
     "The live widget, and a still for readers without a kernel."
     import base64, os
-    state = self.opening() if self._widget is None else self.state
+    state = self.opening() if self._widget is None else self._drawn   # what stands: the controls may say what was refused
     data = {"text/plain": repr(self), "image/png": base64.b64encode(self.picture(state)).decode()}
     return data if os.environ.get("IN_TEST") else {**self.widget._repr_mimebundle_(), **data}
 
