@@ -78,7 +78,5 @@ class TrainPentachora(LossParameters):
 
     def check_data(self):
         "Raise one sentence when the dataset is not known or not on this machine."
-        from geonb.data import images, store
-        if self.dataset.lower() not in images.names() and images.find_path(self.dataset): return
-        e = images.entry(self.dataset, 28)   # a `UsageError` when there is no such set
-        if e.files and store.locate(e, store.data_roots(None)) is None: raise store.missing(e, store.data_roots(None))
+        from geonb.data.images import require_images
+        require_images(self.dataset)
