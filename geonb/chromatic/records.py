@@ -61,6 +61,7 @@ class Material:
     why: dict                          # what is missing -> the reason
     content: dict                      # set -> SHA-256 of its logits and labels, whatever the order of examples
     inputs: dict                       # file -> SHA-256 of what was read
+    digest: str | None                 # of all files together
     members: list                      # what was logged of each member
     index: dict
     features: dict                     # seed -> [n, F]
@@ -68,6 +69,8 @@ class Material:
 
     @property
     def S(self): return len(self.probe)
+    @property
+    def stamp(self): return dict(digest=self.digest, files=self.inputs) if self.inputs else {}   # by which a stale report is known
     def distance(self, name):
         "Squared distances [S, S] of a metric, computed once."
         if name not in self.cache: self.cache[name] = distance_matrix(self.probe, name, self.temperatures)
@@ -96,7 +99,7 @@ def material(
     if source is None or sets[key] is None: why["temperatures"] = f"no temperature was fitted, because {why.get(calibrate_on) or why[key]}"
     elif (t := fit_temperatures(source, sets[key])).clamped.any(): why["temperatures"] = "the temperature of seed " + ", ".join(f"{s} ended at the limit {v:g}" for s, v in zip(np.array(seeds)[t.clamped], t.value[t.clamped])) + ", which is a failed fit"; t = None
     get = lambda name, none: getattr(probes, name, None) or none
-    return Material(seeds, **sets, temperatures=t, calibrate_on=calibrate_on, why=why, content=content, inputs=dict(get("files", {})), members=list(get("members", [])), index=get("index", {}), features=get("features", {}))
+    return Material(seeds, **sets, temperatures=t, calibrate_on=calibrate_on, why=why, content=content, inputs=dict(get("files", {})), digest=get("digest", None), members=list(get("members", [])), index=get("index", {}), features=get("features", {}))
 
 # %% ../../nbs/api/chromatic/43_records.ipynb #9f91a989
 def allowed(
