@@ -27,7 +27,7 @@ class PopulationParameters(WorkersConfig):
     arch: Annotated[str, Field(min_length=1, max_length=20, description="small or tiny with a width, as in small16, or digits")] | None = None
     size: Annotated[int, Field(ge=8, le=256, description="side of the pictures, px")] | None = None
     fast: Annotated[bool, Field(description="the beginnings of the splits only: at most 409 pictures of a class are trained on, 200 compared")] = True
-    seeds: Annotated[int, Field(ge=1, le=10_000, description="how many members")] | None = None
+    seeds: Annotated[int, Field(ge=2, le=10_000, description="how many members")] | None = None
     first_seed: Annotated[int, Field(ge=0, le=2**32 - 10_001, description="seed of the first member; the others follow")] | None = None
     seed_list: Annotated[str, Field(min_length=1, max_length=60_000, description="seeds of the members, separated by commas, instead of seeds and first_seed")] | None = None
     vary: Annotated[Literal["all", "init", "order", "augment", "recipe"], Field(description="the streams in which members differ; recipe: also learning rate, width and augmentation")] = "all"
@@ -96,7 +96,7 @@ class ChromaticDescent(RepelParameters):
         for k in type(self).model_fields:
             if k.startswith("repel_") and not self.repel and getattr(self, k) is not None: raise ValueError(f"{k}={shown(getattr(self, k))} would do nothing with repel=False")
         if self.repel_wave is not None and self.repel_mode != "wave": raise ValueError(f"repel_wave={self.repel_wave} would do nothing with repel_mode={self.repel_mode!r}")
-        if self.repel and len(self.member_seeds) < 2: raise ValueError("repel=True needs at least 2 members: there is nobody to be repelled from")
+        if len(self.member_seeds) < 2: raise ValueError(f"seed_list={shown(self.seed_list)} names one member: distances are between members, so at least 2 are needed")
         if self.repel and self.vary == "recipe" and self.repel_mode == "joint": raise ValueError("repel_mode='joint' does not go with vary='recipe': networks of several widths cannot be stacked")
         if self.engine == "stacked" and self.vary == "recipe": raise ValueError("engine='stacked' does not go with vary='recipe': networks of several widths cannot be stacked")
         if self.engine == "stacked" and self.repel and self.repel_mode != "joint": raise ValueError(f"engine='stacked' trains all members at once and repel_mode={self.repel_mode!r} one after another: take repel_mode='joint'")

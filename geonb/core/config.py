@@ -199,6 +199,7 @@ LABORATORIES = {  # laboratory -> its module
     "pentachora": "geonb.pentachora",
     "ternary": "geonb.ternary",
     "operators": "geonb.operators",
+    "chromatic": "geonb.chromatic",
 }
 RUNS = {          # run notebook -> where its parameter model is
     "train_pentachora": "geonb.pentachora.config:TrainPentachora",
@@ -206,6 +207,7 @@ RUNS = {          # run notebook -> where its parameter model is
     "train_ternary_v5_11": "geonb.ternary.hyperbolic_config:TrainTernaryV5_11",
     "generate_operators": "geonb.operators.generation_config:GenerateOperators",
     "train_operator_vqvae": "geonb.operators.tokenizer_config:TrainOperatorVQVAE",
+    "chromatic_descent": "geonb.chromatic.config:ChromaticDescent",
 }
 
 def run_config(
