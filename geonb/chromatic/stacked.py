@@ -96,15 +96,28 @@ class Stacked(nn.Module):
         for layer in list(body)[1:]: h = layer(h)
         return h.mean((2, 3)).view(len(h), self.S, -1).transpose(0, 1)
 
-    def members(self) -> dict:
-        "Name -> live view [S, ...] of every parameter and buffer."
-        return {k: t.detach().view(self.S, *one.shape) for (k, t), one in zip(named_tensors(self.net).items(), named_tensors(self._one[0]).values())}
+# %% ../../nbs/api/chromatic/30_stacked.ipynb #b9a68d8f
+from fastcore.basics import patch
 
-    def nets(self) -> list:
-        "The members as separate networks."
-        values, one = self.members(), self._one[0]; device = self.net.head.weight.device; out = [copy.deepcopy(one).to_empty(device=device) for _ in range(self.S)]
-        for s, net in enumerate(out): net.load_state_dict({k: v[s] for k, v in values.items()}); net.train(self.training)
-        return out
+@patch
+def apart(
+    self: Stacked,
+    t,              # a parameter or buffer of the stack, or its gradient
+):                  # view [S, ...]
+    "The same numbers with the member axis in front."
+    return t.unflatten(0, (self.S, -1)) if self.engine == "grouped" else t
+
+@patch
+def members(self: Stacked) -> dict:
+    "Name -> live view [S, ...] of every parameter and buffer."
+    return {k: t.detach().view(self.S, *one.shape) for (k, t), one in zip(named_tensors(self.net).items(), named_tensors(self._one[0]).values())}
+
+@patch
+def nets(self: Stacked) -> list:
+    "The members as separate networks."
+    values, one = self.members(), self._one[0]; device = self.net.head.weight.device; out = [copy.deepcopy(one).to_empty(device=device) for _ in range(self.S)]
+    for s, net in enumerate(out): net.load_state_dict({k: v[s] for k, v in values.items()}); net.train(self.training)
+    return out
 
 # %% ../../nbs/api/chromatic/30_stacked.ipynb #9175c076
 def member_losses(
