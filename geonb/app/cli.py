@@ -19,6 +19,7 @@ import typer
 
 # %% ../../nbs/api/app/09_cli.ipynb #7c529830
 from .checkpoints import checkpoints
+from .chromatic import chromatic
 from .dashboards import dashboards_command
 from .generate import generate_command
 from .operators import operators
@@ -51,7 +52,7 @@ app = typer.Typer(name="geonb", help="Geometric representation learning in noteb
 runs = typer.Typer(help="The runs on this machine: list, show, verify, remove.", no_args_is_help=True, rich_markup_mode=None)
 data = typer.Typer(help="Image sets: list, download, check, convert, remove.", no_args_is_help=True, rich_markup_mode=None)
 converters = typer.Typer(help="Bring pictures that come in other wrappings into MedMNIST format.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(runs, name="runs"); app.add_typer(data, name="data"); data.add_typer(converters, name="convert"); app.add_typer(checkpoints, name="checkpoints"); app.add_typer(ternary, name="ternary"); app.add_typer(operators, name="operators")
+app.add_typer(runs, name="runs"); app.add_typer(data, name="data"); data.add_typer(converters, name="convert"); app.add_typer(checkpoints, name="checkpoints"); app.add_typer(ternary, name="ternary"); app.add_typer(operators, name="operators"); app.add_typer(chromatic, name="chromatic")
 app.command("dashboards")(dashboards_command); operators.command("generate")(generate_command)
 
 def _version(wanted: bool):

@@ -20,7 +20,7 @@ from .distances import METRICS
 from ..core.artifacts import write_npz
 from ..core.atomic import canonical_json, read_json, sha256, tree_files, write_bytes, write_json
 from ..core.bundles import find_run
-from ..core.errors import CheckFailed, DataMissing, UsageError
+from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from ..core.legacy import LIMIT, file_bytes, loaded
 from ..data.formats import check_labels, npz_arrays
 
@@ -48,10 +48,10 @@ def file_arrays(
     p = Path(path)
     if p.suffix not in ENDINGS: raise UsageError(f"{p.name}: arrays are read from {', '.join(ENDINGS)}")
     if not p.is_file(): raise DataMissing(f"there is no file {p.name}")
-    if p.suffix == ".npz": return npz_arrays(p, (), ("logits", "features", "labels", *ROLES, "arr_0"))
     if p.suffix == ".pt": return tensors(loaded(file_bytes(p), p.name), p.name)
-    try: return {"": np.array(np.lib.format.open_memmap(p, mode="r"))}   # a map checks the promised size before memory is taken
-    except (OSError, ValueError, EOFError, SyntaxError) as e: raise CheckFailed(f"{p.name} is not a readable npy file: {getattr(e, 'strerror', None) or ' '.join(str(e).split())[:120] or type(e).__name__}") from None
+    try: return npz_arrays(p, (), ("logits", "features", "labels", *ROLES, "arr_0")) if p.suffix == ".npz" else {"": np.array(np.lib.format.open_memmap(p, mode="r"))}   # a map checks the promised size before memory is taken
+    except GeonbError: raise
+    except Exception as e: raise CheckFailed(f"{p.name} is not a readable {p.suffix[1:]} file: {getattr(e, 'strerror', None) or ' '.join(str(e).split())[:120] or type(e).__name__}") from None   # one flipped bit in a header gives a dozen kinds of error
 
 def pick(
     found: dict,   # of `file_arrays`

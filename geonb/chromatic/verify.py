@@ -42,7 +42,7 @@ def matrix_problem(
     if not isinstance(about, dict) or not isinstance(about.get("inputs"), dict): return f"embeddings/{Path(file).name} does not say what it was computed from"
     if not npy.is_file(): return f"{where} is missing beside its description"
     if sha256(npy) != about.get("sha256"): return f"{where} is not the matrix that its description was written for"
-    if other := [f for f, s in about["inputs"].items() if f in probes.files and probes.files[f] != s or f not in probes.files and "seed" in f]: return f"{where} is stale: it was computed from another {other[0]}"
+    if other := sorted(f for f, s in about["inputs"].items() if "seed" in f and probes.files.get(f) != s): return f"{where} is stale: it was computed from another {other[0]}"
     if (name := about.get("name")) not in METRICS: return ""
     D, T = file_arrays(npy)[""], None
     if METRICS[name].temperature == "calibrated":
@@ -68,13 +68,23 @@ def report_problems(
     artifacts,     # artifacts/
     probes,        # `Probes`
 ) -> list:         # sentences
-    "Reports that were made from other files."
-    bad = []
-    for f in sorted((Path(artifacts)/"reports").glob("*.json")):
-        report = read_json(f); inputs = report.get("inputs") if isinstance(report, dict) else None; files = (inputs or {}).get("files") or {}
-        if not inputs or inputs.get("digest") == probes.digest: continue
-        other = sorted(k for k in files.keys() | probes.files.keys() if files.get(k) != probes.files.get(k))
-        bad.append(f"reports/{f.name} is stale: it was made from other files" + (f" ({other[0]} differs)" if files and other else ""))
+    "Records that were made from other files, and texts that were not made from the records."
+    from geonb.chromatic.analysis import read_reports
+    from geonb.chromatic.report import ensemble_text, report_markdown
+    a = Path(artifacts); bad = []; reports = read_reports(a)
+    for name, record in reports.items():
+        where = "summary.json" if name == "summary" else f"reports/{name}.json"
+        if not isinstance(record, dict): bad.append(f"{where} is no record"); continue
+        files = record.get("inputs"); files = files if isinstance(files, dict) else {}
+        other = sorted((f for f in files.keys() | probes.files.keys() if "seed" in f and files.get(f) != probes.files.get(f))) if files else []
+        if other: bad.append(f"{where} is stale: it was made from another {other[0]}")
+    for name, m in ((reports.get("analysis") or {}).get("metrics") or {}).items():
+        if (f := a/"embeddings"/f"distance_{name}.npy").is_file() and sha256(file_arrays(f)[""].astype("<f8").tobytes()) != m.get("sha256"): bad.append(f"reports/analysis.json does not speak of embeddings/{f.name}")
+    for f, text in (("REPORT.md", report_markdown), ("ensemble.txt", lambda r: ensemble_text(r["ensemble"]))):
+        if not (a/"reports"/f).is_file(): continue
+        try: made = text(reports).encode()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError): made = None
+        if (a/"reports"/f).read_bytes() != made: bad.append(f"reports/{f} is not the text that the records beside it give")
     return bad
 
 # %% ../../nbs/api/chromatic/41_verify.ipynb #ed9d29b4
@@ -91,9 +101,8 @@ def member_problems(
         if not (folders[n]/"done.json").is_file(): bad.append(f"runs/{n} has no done.json: it is not finished"); continue
         done = read_json(folders[n]/"done.json"); sums = (done.get("files") or done) if isinstance(done, dict) else {}
         for f, s in sums.items():
-            if not isinstance(s, str) or len(s) != 64 or "." not in f: continue
-            if Path(f).name != f or not (folders[n]/f).is_file(): bad.append(f"runs/{n}/{Path(f).name} is missing, and done.json lists it")
-            elif sha256(folders[n]/f) != s: bad.append(f"runs/{n}/{f} is not the file that done.json lists")
+            here = next((p for p in (folders[n]/Path(f).name, runs.parent/"artifacts"/"probes"/Path(f).name) if p.is_file()), None)   # what is nowhere was of use in training only
+            if here is not None and isinstance(s, str) and sha256(here) != s: bad.append(f"{here.relative_to(runs.parent).as_posix()} is not the file that done.json of {n} lists")
     return bad
 
 # %% ../../nbs/api/chromatic/41_verify.ipynb #3f467320
