@@ -68,7 +68,7 @@ def hygiene(
     if not s.get("configs"): lines.append("Nothing was logged about the configuration of single members.")
     missing = [v for k, v in sorted((s.get("missing") or {}).items()) if k != "temperatures"]
     if missing: lines.append("Missing: " + "; ".join(missing) + ".")
-    lines.append(f"Computed from {len((a.get('inputs') or {}).get('files') or {}):,} files" + ("; contents " + ", ".join(f"{k} {v[:12]}" for k, v in sorted((s.get("content") or {}).items())) + "." if s.get("content") else "."))
+    files = len((a.get("inputs") or {}).get("files") or {}); lines.append(f"Computed from {files:,} file{'s' * (files != 1)}" + ("; contents " + ", ".join(f"{k} {v[:12]}" for k, v in sorted((s.get("content") or {}).items())) + "." if s.get("content") else "."))
     return listed(lines)
 
 # %% ../../nbs/api/chromatic/44_report.ipynb #acdac0f4
@@ -106,7 +106,7 @@ def extras(
 ) -> list:     # paragraphs
     "Axes, components of a crossed design, hidden features, views."
     out = []
-    if a.get("axes"): out.append(f"Do the axes go with a property of the members? Permutations of the members (R = {a['axes'][0]['R']:,}, seed {a['axes'][0]['seed']}), Holm over all rows, signs are arbitrary:\n\n" + table(["property", "axis", "\\|r\\|", "interval", "p", "Holm"], [[r["property"], r["axis"], r["r"], span(r), r["p"], r["p_holm"]] for r in a["axes"]]))
+    if a.get("axes"): out.append(f"Do the axes go with a property of the members? Permutations of the members (R = {a['axes'][0]['R']:,}, seed {a['axes'][0]['seed']}), Holm over all rows, signs are arbitrary:\n\n" + table(["property", "axis", "absolute r", "interval", "p", "Holm"], [[r["property"], r["axis"], r["r"], span(r), r["p"], r["p_holm"]] for r in a["axes"]]))
     else: out.append("Correlations of axes with properties need 5 members with distances that differ.")
     if a.get("components"): out.append("Shares of the crossed design: " + ", ".join(f"{k} {fig(v['share'], 3)}" for k, v in a["components"].items()) + ".")
     f = a.get("features") or {}
