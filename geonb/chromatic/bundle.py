@@ -131,9 +131,10 @@ def save(
     model = {"kind": "population", "channels": d.images.shape[3], "size": d.images.shape[1], "mean": d.mean, "std": d.std, "class_names": d.class_names, "members": [{"seed": m["seed"], "arch": m["arch"]} for m in recs]}
     total = parameter_count(c.arch, d.images.shape[3], len(d.class_names))
     counters = {"steps": sum(m["steps"] for m in recs), "skips": sum(m["skips"] for m in recs), "rollbacks": sum(m["rollbacks"] for m in recs), "train_seconds": round(sum(m["seconds"] for m in recs), 2)}
-    manifest = {"members": list(p.seeds), "training": population.hash, "engine": population.engine, "counters": counters, "parameters": {"total": total*len(p.seeds), "member": total}, "split": d.splits.sha256,
-                "peak_memory_mib": peak_memory(), "headline": {"mean member": float(test.mean()), "ensemble": ensemble_accuracy(p), "val accuracy": last["val/accuracy"]}}
-    return run.finish(write, report.history, model, manifest, ("val/accuracy", last["val/accuracy"], "max"))
+    kept = ("kept/val/accuracy", last["kept/val/accuracy"])
+    manifest = {"members": list(p.seeds), "chosen": {"epoch": c.epochs if c.select == "last" else None, "weights": c.select, "metric": kept[0], "value": kept[1]}, "training": population.hash, "engine": population.engine, "counters": counters, "parameters": {"total": total*len(p.seeds), "member": total}, "split": d.splits.sha256,
+                "peak_memory_mib": peak_memory(), "headline": {"mean member": float(test.mean()), "ensemble": ensemble_accuracy(p), "val accuracy": kept[1]}}
+    return run.finish(write, report.history, model, manifest, (*kept, "max"))
 
 def ensemble_accuracy(p): "Accuracy of the mean of probabilities on test."; return float((torch.from_numpy(p.test).double().softmax(-1).mean(0).argmax(-1).numpy() == p.test_labels).mean())
 

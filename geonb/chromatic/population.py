@@ -26,6 +26,7 @@ from .repel import Anchors, PoolStream, Repulsion, bandwidth, waves
 from ..core.atomic import canonical_json, read_json, sha256, write_json
 from ..core.callbacks import Logs, progress_style
 from ..core.environment import code_hash, environment
+from ..core.errors import GeonbError
 from ..core.executor import fit_population
 from ..core.run import now
 
@@ -67,7 +68,7 @@ def leave_member(
     np.save(out/"trace.npy", torch.stack(trace).numpy()); write_json(out/"history.json", history)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}, out/"model.safetensors", {"format": "pt"})
     env = environment(); versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "geonb": env.get("geonb", "")}
-    record = record | {"code": code_hash("chromatic"), "versions": versions, "host": platform.node(), "device": str(device), "threads": torch.get_num_threads(), "worker": worker_name(), "finished": now()}
+    record = record | {"code": code_hash("chromatic"), "versions": versions, "host": sha256(f"geonb {platform.node()}".encode())[:8], "device": str(device), "threads": torch.get_num_threads(), "worker": worker_name(), "finished": now()}
     write_json(out/"member.json", record)
     write_json(folder/"done.json", {"seed": seed, "files": {f.name: sha256(f) for f in sorted(out.iterdir())}})
 
@@ -163,9 +164,20 @@ def train(self:Population, progress="auto"):   # itself
         for number, row in enumerate(rows := self.rows()):
             want = [s for s in row if not finished_member(self.folder(s))]; anchors = [str(self.folder(s)) for s in done]
             job = dict(data=str(place), config=self.config.model_dump(), hash=self.hash, device=self.device, seeds=self.seeds, queue=[s for r in rows for s in r], anchors=anchors, h=self.bandwidth(anchors), row=number)
-            if want: fit_population(partial(make_member, job=job), want, self.run, self.config.executor, self.config.workers, self.config.scheduler, self.config.checkpoint_seconds, told.one)
+            if want: self.fit(want, job, told)
             done += row
     told.end(); return self
+
+@patch
+def fit(self:Population, want: list, job: dict, told):
+    "Train some members; what a member that diverged left to look at is put where the run's own would be."
+    import shutil
+    c = self.config
+    try: fit_population(partial(make_member, job=job), want, self.run, c.executor, c.workers, c.scheduler, c.checkpoint_seconds, told.one)
+    except GeonbError:
+        for f in (self.folder(s)/"diagnostics.json" for s in want):
+            if f.is_file(): shutil.copyfile(f, self.run.path/"diagnostics.json"); break
+        raise
 
 @patch
 def bandwidth(self:Population, anchors: list):   # folders of finished members -> h or None
@@ -223,7 +235,12 @@ def history(self:Population) -> list:
         rows = [h[e] for h in of.values() if len(h) > e]; total = {"skips", "rollbacks", "seconds", "step"}
         keys = [k for k, v in rows[0].items() if isinstance(v, (int, float)) and not isinstance(v, bool) and all(k in r for r in rows)]
         out.append({k: (rows[0][k] if k == "epoch" else sum(r[k] for r in rows) if k in total else float(np.mean([r[k] for r in rows]))) for k in keys} | {"stage": "train", "members/val/accuracy": [r["val/accuracy"] for r in rows]})
-    return out
+    out[-1]["kept/val/accuracy"] = float(np.mean([self.kept_accuracy(s) for s in of])); return out
+
+@patch
+def kept_accuracy(self:Population, seed: int) -> float:
+    "Accuracy on calib of the weights that a member kept."
+    with np.load(self.folder(seed)/"export"/f"calib_logits_seed{seed}.npz") as z: return float((z["logits"].argmax(1) == self.data.role("calib").labels).mean())
 
 @patch
 def log(self:Population):

@@ -75,7 +75,7 @@ def report_problems(
     for name, record in reports.items():
         where = "summary.json" if name == "summary" else f"reports/{name}.json"
         if not isinstance(record, dict): bad.append(f"{where} is no record"); continue
-        files = record.get("inputs"); files = files if isinstance(files, dict) else {}
+        files = record.get("inputs"); files = files.get("files", files) if isinstance(files, dict) else {}
         other = sorted((f for f in files.keys() | probes.files.keys() if "seed" in f and files.get(f) != probes.files.get(f))) if files else []
         if other: bad.append(f"{where} is stale: it was made from another {other[0]}")
     for name, m in ((reports.get("analysis") or {}).get("metrics") or {}).items():
