@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['chromatic', 'Dir', 'Metrics', 'Seed', 'Labels', 'Calibrate', 'Mixed', 'Legacy', 'Out', 'Executor', 'Workers',
-           'Scheduler', 'complete_population', 'chosen', 'new_folder', 'opened', 'counted', 'written', 'put',
-           'put_distances', 'head', 'analysis_text', 'analyze_command', 'planted', 'old_figures', 'old_text',
+           'Scheduler', 'complete_population', 'chosen', 'new_folder', 'opened', 'feasible', 'counted', 'written',
+           'put', 'put_distances', 'head', 'analysis_text', 'analyze_command', 'planted', 'old_figures', 'old_text',
            'decision_text', 'chosen_nulls', 'test_command', 'ensemble_command', 'embed_command', 'mapped',
            'verify_command']
 
@@ -82,6 +82,21 @@ def opened(
     if calibrate_on not in ("calib", "probe"): raise UsageError(f"--calibrate-on is 'calib' or 'probe', got {calibrate_on[:40]!r}{did_you_mean(calibrate_on, ['calib', 'probe'])}")
     p = read_probes(folder, allow_mixed, labels)
     return p.on_probe() if calibrate_on == "probe" else p
+
+# %% ../../nbs/api/app/10_chromatic.ipynb #cb4028ff
+def feasible(
+    m,             # `Material`
+    names: list,   # of `chosen`
+    asked: bool,   # whether the caller named them
+) -> list:         # names with suffix
+    "The distances that this folder allows; one that was asked for and is not among them is an error."
+    from geonb.chromatic.distances import BASES, METRICS
+    from geonb.chromatic.records import allowed
+    names = [f"{n}_T1" if m.temperatures is None and n in BASES and n not in METRICS else n for n in names]   # a name without suffix means what there is
+    kept, left = allowed(m, names)
+    for n, why in left.items() if asked else ():
+        raise (DataMissing if "there are no" in why or "no labels" in why else CheckFailed)(f"{n} cannot be computed: {why}" + (f"; there is {n[:-4]}_T1, and --calibrate-on probe fits temperatures on the probe" if n.endswith("_cal") else ""))
+    return names
 
 def counted(**numbers):   # name of the option -> (number, least)
     "Refuse numbers below what makes sense."
@@ -173,7 +188,7 @@ def analyze_command(
     names = chosen(metrics, METRICS); new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path); where = dict(executor=executor, workers=workers, scheduler=scheduler)
     from geonb.chromatic.analysis import analysis, write_artifacts
     from geonb.chromatic.records import material
-    m = material(p); told = f"geonb chromatic analyze --seed {seed}"; old = old_figures(p, seed) if legacy else None
+    m = material(p); names = feasible(m, names, metrics is not None); told = f"geonb chromatic analyze --seed {seed}"; old = old_figures(p, seed) if legacy else None
     with written(out, told, p) as f:
         result = write_artifacts(f, m, None, names, reps=reps, bootstraps=bootstraps, seed=seed, producer=None, **where)["analysis"] if report else analysis(m, names, bootstraps, seed, reps, **where)
         if not report: put_distances(f, m, result["metrics"]); put(f, "reports/analysis.json", result)
@@ -254,8 +269,7 @@ def test_command(
     new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path); other = None if against is None else {Path(against).name: opened(against, None, calibrate_on, allow_mixed)}
     from geonb.chromatic.analysis import TESTED, artifact_tests
     from geonb.chromatic.records import allowed, material
-    m = material(p); usual = list(allowed(m, TESTED)[0]) if names is None else names
-    if names is None and m.temperatures is None: usual = ["prob_mse_T1", *usual]   # without temperatures there is no primary endpoint; the report says so
+    m = material(p); usual = feasible(m, names, True) if names is not None else allowed(m, [f"{n[:-4]}_T1" if n.endswith("_cal") and m.temperatures is None else n for n in TESTED])[0]   # without temperatures there is no primary endpoint, and the report says so
     with written(out, f"geonb chromatic test --reps {reps} --seed {seed}", p) as f:
         result = artifact_tests(m, usual, kept, reps=reps, seed=seed, against=other, executor=executor, workers=workers, scheduler=scheduler); old = old_figures(p, seed) if legacy else None
         put(f, "reports/artifact_tests.json", result)
@@ -304,10 +318,7 @@ def embed_command(
         if k not in ("tsne", "umap"): raise UsageError(f"--views takes tsne and umap, got {k[:40]!r}{did_you_mean(k, ['tsne', 'umap'])}")
     names = chosen(metrics, ()); new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path)
     from geonb.chromatic.records import allowed, material
-    m = material(p)
-    if m.temperatures is None and metrics == "prob_mse": names = ["prob_mse_T1"]
-    kept, left = allowed(m, names)
-    if left: raise CheckFailed("; ".join(f"{k}: {why}" for k, why in left.items()))
+    m = material(p); kept = allowed(m, feasible(m, names, True))[0]
     with written(out, f"geonb chromatic embed --seed {seed}", p) as f:
         result = dict(schema=1, kind="embedding", inputs=m.inputs, seeds=list(p.seeds), seed=seed, calibrated_on=p.calibrated_on, maps={n: mapped(m, n, kinds, seed, force, legacy, f) for n in kept})
         put_distances(f, m, {n: {} if legacy else r for n, r in result["maps"].items()}); put(f, "reports/embedding.json", result)
