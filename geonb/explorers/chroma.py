@@ -248,13 +248,13 @@ def clicked(self:ChromaExplorer,
 
 @patch
 def lassoed(self:ChromaExplorer,
-    points,   # indices of members
+    points,   # indices of members; None: a double-click, which means all
 ):
     "A lasso or box around members; one around none changes nothing."
-    if len(points): self.inputs["selected"].value = tuple(self.seeds[i] for i in sorted(points)); return
-    dots, = self.live.select_traces(dict(name="map")); stand = dots.selectedpoints
-    dots.selectedpoints = None; dots.selectedpoints = stand   # the browser has forgotten it
-    self.problem.value = '<div class="geonb-problem" role="alert">no member lies in there: the ensemble stays</div>'
+    if points is None: self.inputs["selected"].value = tuple(self.seeds)
+    elif len(points): self.inputs["selected"].value = tuple(self.seeds[i] for i in sorted(points))
+    else: self.problem.value = '<div class="geonb-problem" role="alert">no member lies in there: the ensemble stays</div>'
+    dots, = self.live.select_traces(dict(name="map")); dots.selectedpoints = self.view(self._drawn)["map"]["selectedpoints"]   # plotly has taken the lasso at its word, whatever became of it
 
 @patch(as_prop=True)
 def widget(self:ChromaExplorer):
@@ -262,5 +262,5 @@ def widget(self:ChromaExplorer):
     if self._widget is None:
         Explorer.widget.fget(self); dots, = self.live.select_traces(dict(name="map")); solid, = self.live.select_traces(dict(name="space"))
         for trace in (dots, solid): trace.on_click(lambda _, points, __: self.clicked(points.point_inds))
-        dots.on_selection(lambda _, points, __: self.lassoed(points.point_inds)); dots.on_deselect(lambda *_: setattr(self.inputs["selected"], "value", tuple(self.seeds)))
+        dots.on_selection(lambda _, points, __: self.lassoed(points.point_inds)); dots.on_deselect(lambda *_: self.lassoed(None))
     return self._widget
