@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 from geonb.chromatic.distances import METRICS, distance_matrix, pair_terms
-from geonb.chromatic.inference import batch_effects, null_rows, planted_cloud, power
+from geonb.chromatic.inference import axis_correlations, batch_effects, null_rows, planted_cloud, power
 from geonb.chromatic.nulls import NULLS, drawn, gaussian_draws, measured, measured_chunks, model_cloud, null, permuted_draws, prepared, prepared_distances
 from geonb.chromatic.stability import example_bootstrap, retrained, weighted_distances
 from geonb.chromatic.temperature import fit_temperatures
@@ -204,3 +204,53 @@ def test_a_cloud_knows_its_dimension():
         rng = stream(d, "dimension"); D = gaussian_draws(dict(radii=np.ones(12), d=float(d)), rng, 400); fitted = [prepared_distances("A3", one)["d"] for one in D]
         assert abs(np.median(fitted) / d - 1) < .1
         assert abs(measured(D, ["mean_d2"]).mean() - 2) < .05
+
+
+# --- what a test can see, and what it takes for something else
+
+@TWIN
+def test_the_share_of_two_axes_is_found_less_often_the_larger_the_group(size):
+    "A3 matches the spread of the distances, which a group widens; t1 does not care."
+    n = 40 * size; found = [power(12, 150, s, nulls=("A3",), statistic="evr2", R=99, replicates=n, seed=9)["A3"][0] for s in (.08, .25)]
+    assert found[0] < .4 and found[1] == 0 and power(12, 150, .25, R=99, replicates=n, seed=9)["all"][0] > .95
+
+
+@TWIN
+def test_t1_finds_a_plane_of_two_equal_directions(size):
+    n, at = 40 * size, {}
+    for share in (.1, .2):
+        p = []
+        for k in range(n):
+            rng = stream(k, "plane"); x = np.hstack([rng.standard_normal((12, 150)), rng.standard_normal((12, 2)) * np.sqrt(share / (1 - share) * 75)]); D = between(x); p.append([null(name, D, R=99, seed=k).p for name in ("A3", "A4")])
+        at[share] = (np.array(p) <= .05).mean(0)
+    assert (at[.2] > at[.1]).all() and (at[.1] > .2).all() and (at[.2] > .55).all()
+
+
+@TWIN
+def test_the_endpoint_keeps_its_level_whatever_the_radii(size):
+    "Both nulls together, as the verdict asks, also where members lie unequally far from the centre."
+    n = 40 * size
+    for spread in (0., .3): assert power(12, 100, 0, R=99, replicates=n, seed=7, spread=spread)["all"][0] <= bounds(.05, n)
+    assert power(12, 150, .15, R=99, replicates=n, seed=8, spread=.15)["all"][0] > .7
+
+
+def test_dealt_pairs_call_unequal_radii_structure():
+    "The published test rejects clouds that only differ in their radii; A4 grants them."
+    p0, p4 = [], []
+    for k in range(40): D = planted_cloud(12, 60, 0, 3, stream(k, "radii only"), .3); p0.append(null("A0", D ** 2, statistics="evr2", R=59, seed=k).p); p4.append(null("A4", D, R=59, seed=k).p)
+    assert rate(p0) > .4 and rate(p4) <= bounds(.05, 40)
+
+
+def test_a_signal_on_every_image_is_found_by_the_permutation_of_images():
+    p = []
+    for k in range(15):
+        x, y = answers(stream(k, "image signal, A2b"), signal=.18); p.append(null("A2b", x, y, "evr2", R=39, seed=k).p)
+    assert rate(p) > .5
+
+
+def test_axes_go_with_nothing_where_there_is_nothing():
+    "Over all axes and properties together, since Holm's method is to keep that level."
+    smallest = []
+    for k in range(40):
+        rng = stream(k, "no axis"); D = between(rng.normal(size=(12, 40))); smallest.append(min(r["p_holm"] for r in axis_correlations(D, dict(a=rng.normal(size=12), b=rng.random(12)), R=99, seed=k)))
+    assert rate(smallest) <= bounds(.05, 40)
