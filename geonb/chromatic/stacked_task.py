@@ -8,6 +8,7 @@ __all__ = ['StackedStream', 'MemberGuard', 'live_members', 'reported', 'StackedT
 
 # %% ../../nbs/api/chromatic/36_stacked_task.ipynb #af7cb6fa
 import copy
+import shutil
 import torch
 import torch.nn.functional as F
 from .member_task import MemberStream, PopulationData, Recipe, Streams
@@ -16,7 +17,7 @@ from .population import finished_member, leave_member
 from .repel import JointRepulsion, PoolStream, closeness
 from .stacked import Stacked, member_losses, named_tensors, stacked_logits
 from ..core.atomic import WriterLock, read_json, write_json
-from ..core.callbacks import Callback, not_finite
+from ..core.callbacks import Callback, diagnosis, not_finite
 from ..core.errors import GeonbError, UsageError
 from ..core.run import now
 from ..core.training import Stage, Task, fit
@@ -105,7 +106,8 @@ def go_back(self:MemberGuard, t, live, back):
     "Members [S] return to their snapshot, or are given up."
     for s in back.nonzero().flatten().tolist():
         for k, v in live.items(): v[s] = self.snapshot[k][s] if k in self.snapshot else 0
-    self.rollbacks += back; self.streak[back] = 0; self.slow[back] = t.step + 51; self.lost |= self.rollbacks > self.limit
+    self.rollbacks += back; self.streak[back] = 0; self.slow[back] = t.step + 51; new = (self.rollbacks > self.limit) & ~self.lost; self.lost |= new
+    if new.any() and t.run is not None: write_json(t.run.path/"diagnostics.json", diagnosis(t, f"members {new.nonzero().flatten().tolist()} of the stack went back more than {self.limit} times") | {"losses": [str(float(l)) for l in t.task.losses]})
     if self.lost.all(): raise GeonbError(f"training diverged: every member went back more than {self.limit} times, the last at step {t.step}; lower lr")
 
 # %% ../../nbs/api/chromatic/36_stacked_task.ipynb #902ea4a0
@@ -255,7 +257,10 @@ def train_stacked(
     space, begun = stack_space(population, joint is not None); seeds = begun["seeds"]; streams = [Streams.of(s, population.seeds[0], c.vary) for s in seeds]; recipe = Recipe.of(c)
     with WriterLock(space.path/".lock").acquire("the stack of this population"):
         task = StackedTask(recipe, data, streams, joint, device, engine="vmap" if population.engine.get("engine") == "vmap" else "grouped")
-        t = fit(task, space, device=device, progress=told.style, checkpoint_seconds=c.checkpoint_seconds); nets = task.modules["net"].nets()
+        try: t = fit(task, space, device=device, progress=told.style, checkpoint_seconds=c.checkpoint_seconds)
+        finally:
+            if (space.path/"diagnostics.json").is_file(): shutil.copyfile(space.path/"diagnostics.json", population.run.path/"diagnostics.json")   # where that of any other run would be
+        nets = task.modules["net"].nets()
         for s, seed in enumerate(seeds):
             folder = population.run.child(str(seed)).path; history = member_history(t.history, s, len(seeds))
             if task.guard.lost[s] or finished_member(folder): continue
