@@ -87,7 +87,7 @@ def axis_correlations(
     R: int = 9999,        # permutations
     seed: int = 0,
     level: float = .95,   # of the intervals
-) -> list:                # rows: axis (from 1), property, r (absolute), low, high, p, p_holm, R, seed
+) -> list:                # rows: axis (from 1), property, r (absolute), low, high, p, p_holm, mean, sd, R, seed
     "Do axes of the picture go with anything?"
     from scipy.stats import t
     jack = model_jackknife(D2, ("t1",), dims); S = len(jack.coords); rows = []
@@ -96,12 +96,12 @@ def axis_correlations(
     for name, values in properties.items():
         v = np.asarray(values, np.float64)
         if v.shape != (S,): raise UsageError(f"property {name!r} needs a number for each of {S} models, got {list(v.shape)}")
-        if not np.isfinite(v).all() or np.ptp(v) <= 1e-12 * abs(v).max(): rows += [dict(axis=k + 1, property=name, r=None, low=None, high=None, p=None, R=R, seed=seed) for k in range(dims)]; continue
+        if not np.isfinite(v).all() or np.ptp(v) <= 1e-12 * abs(v).max(): rows += [dict(axis=k + 1, property=name, r=None, low=None, high=None, p=None, mean=None, sd=None, R=R, seed=seed) for k in range(dims)]; continue
         draws = np.abs(unit(v)[order] @ unit(jack.coords))
         for k in range(dims):
             r, left = abs(unit(v) @ unit(jack.coords)[:, k]), np.array([unit(np.delete(v, s)) @ unit(np.delete(jack.coords_left[s, :, k], s)) for s in range(S)])
             z = np.arctanh(np.clip(np.abs(left), 0, 1 - 1e-12)); half = t.ppf((1 + level) / 2, S - 1) * math.sqrt((S - 1) / S * ((z - z.mean()) ** 2).sum()); mid = math.atanh(min(r, 1 - 1e-12))
-            rows.append(dict(axis=k + 1, property=name, r=float(r), low=float(max(0, math.tanh(mid - half))), high=float(math.tanh(mid + half)), p=p_value(draws[:, k], r), R=R, seed=seed))
+            rows.append(dict(axis=k + 1, property=name, r=float(r), low=float(max(0, math.tanh(mid - half))), high=float(math.tanh(mid + half)), p=p_value(draws[:, k], r), mean=float(draws[:, k].mean()), sd=float(draws[:, k].std()), R=R, seed=seed))
     for row, p in zip(rows, holm([np.nan if row["p"] is None else row["p"] for row in rows])): row["p_holm"] = None if np.isnan(p) else float(p)
     return rows
 

@@ -106,7 +106,7 @@ def extras(
 ) -> list:     # paragraphs
     "Axes, components of a crossed design, hidden features, views."
     out = []
-    if a.get("axes"): out.append(f"Do the axes go with a property of the members? Permutations of the members (R = {a['axes'][0]['R']:,}, seed {a['axes'][0]['seed']}), Holm over all rows, signs are arbitrary:\n\n" + table(["property", "axis", "absolute r", "interval", "p", "Holm"], [[r["property"], r["axis"], r["r"], span(r), r["p"], r["p_holm"]] for r in a["axes"]]))
+    if a.get("axes"): out.append(f"Do the axes go with a property of the members? Permutations of the members (R = {a['axes'][0]['R']:,}, seed {a['axes'][0]['seed']}), Holm over all rows, signs are arbitrary:\n\n" + table(["property", "axis", "absolute r", "interval", "null mean", "null sd", "p", "Holm"], [[r["property"], r["axis"], r["r"], span(r), r["mean"], r["sd"], r["p"], r["p_holm"]] for r in a["axes"]]))
     else: out.append("Correlations of axes with properties need 5 members with distances that differ.")
     if a.get("components"): out.append("Shares of the crossed design: " + ", ".join(f"{k} {fig(v['share'], 3)}" for k, v in a["components"].items()) + ".")
     f = a.get("features") or {}
