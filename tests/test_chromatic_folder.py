@@ -205,6 +205,30 @@ def test_everything_foreign_is_named(whole, tmp_path):
     assert "SHA256SUMS is missing" in said(lambda: (whole/"manifest.json").write_text("{}"))[0]
 
 
+def nodes(x, at=()):
+    "Every place in a JSON document."
+    yield at
+    for k, v in x.items() if isinstance(x, dict) else enumerate(x[:3]) if isinstance(x, list) else (): yield from nodes(v, (*at, k))
+
+
+def test_no_json_of_another_kind_is_more_than_a_sentence(tmp_path):
+    "Any value anywhere replaced by one of another type: found wanting or not, and never an exception of another kind."
+    from geonb.chromatic.analysis import write_artifacts
+    a = artifacts(tmp_path/"x", P, distances=()); write_artifacts(a, read_probes(a), None, ["prob_mse"], ["prob_mse"], nulls=["A3"], reps=9, bootstraps=0); rng = stream(0, "json damage"); assert verify(a) == []
+    for f in ("probes/probe_index.json", "split.json", "manifest.json", "embeddings/distance_prob_mse_cal.json", "reports/analysis.json", "summary.json"):
+        raw = (a/f).read_text(); places = list(nodes(json.loads(raw)))
+        for n in rng.integers(len(places), size=12):
+            found = json.loads(raw); at, value = places[n], [None, [], {}, "x", -1, True, [[1], [2, 3]], [{}]][rng.integers(8)]; inner = found
+            for k in at[:-1]: inner = inner[k]
+            if at: inner[at[-1]] = value
+            else: found = value
+            (a/f).write_text(json.dumps(found)); bad = verify(a); assert isinstance(bad, list) and all("\n" not in s for s in bad)
+            assert bad or found == json.loads(raw) or f == "manifest.json", (f, at, value)   # the manifest sees every change but its own
+            try: read_probes(a)
+            except GeonbError as e: assert e.exit_code == 3
+        (a/f).write_text(raw)
+
+
 # --- the old figures
 
 def stored(): return json.loads(Path(__file__).with_name("legacy_palette.json").read_text())

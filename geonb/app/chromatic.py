@@ -80,7 +80,8 @@ def opened(
     from geonb.chromatic.folder import read_probes
     from geonb.core.errors import did_you_mean
     if calibrate_on not in ("calib", "probe"): raise UsageError(f"--calibrate-on is 'calib' or 'probe', got {calibrate_on[:40]!r}{did_you_mean(calibrate_on, ['calib', 'probe'])}")
-    p = read_probes(folder, allow_mixed, labels)
+    try: p = read_probes(folder, allow_mixed, labels)
+    except OSError as e: raise GeonbError(f"{Path(folder).name} cannot be read ({e.strerror})") from None
     return p.on_probe() if calibrate_on == "probe" else p
 
 # %% ../../nbs/api/app/10_chromatic.ipynb #cb4028ff
@@ -177,7 +178,7 @@ def analyze_command(
     folder: Dir, metrics: Metrics = None, seed: Seed = 0, labels: Labels = None, calibrate_on: Calibrate = "calib", allow_mixed: Mixed = False, legacy: Legacy = False, out: Out = None,
     bootstraps: Annotated[int, typer.Option("--bootstraps", metavar="R", help="Resamples of the probe examples; 0: none.")] = 400,
     reps: Annotated[int, typer.Option("--reps", metavar="R", help="Permutations of the members for the correlations of axes; with --report also draws of each null.")] = 999,
-    power: Annotated[bool, typer.Option("--power", help="Also simulate how many members detect which planted share of the trace, at the dimension observed here (about a minute).")] = False,
+    power: Annotated[bool, typer.Option("--power", help="Also simulate how many members detect which planted share of the trace, at the dimension observed here (tens of seconds).")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also the tests, the ensembles, and all of it as REPORT.md; needs --out.")] = False,
     executor: Executor = "serial", workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False,
 ):
@@ -359,6 +360,8 @@ def mapped(
 def verify_command(folder: Dir, allow_mixed: Mixed = False, as_json: Json = False):
     "Whether the files belong together: checksums, split, configurations, distances, maps and reports recomputed; exit 3 names the file."
     from geonb.chromatic.verify import verify
-    bad = verify(folder, allow_mixed); name = Path(folder).name
+    name = Path(folder).name
+    try: bad = verify(folder, allow_mixed)
+    except OSError as e: raise GeonbError(f"{name} cannot be read ({e.strerror})") from None
     say(dict(folder=folder, ok=not bad, problems=bad), f"{name}: " + ("ok" if not bad else "\n  ".join(["not in order", *bad])), as_json)
     if bad: raise Told(f"{name} is not in order: {bad[0]}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""), 3)

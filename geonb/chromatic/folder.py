@@ -148,7 +148,9 @@ def check_index(
 ) -> dict:       # the same
     "Refuse an index that is not of this kind."
     ok = isinstance(index, dict) and index.get("schema") == 1 and isinstance(index.get("members"), list) and all(isinstance(m, dict) and type(m.get("seed")) is int and m["seed"] >= 0 and isinstance(m.get("files", {}), dict) for m in index["members"])
-    if not ok or not all(isinstance(index.get(r, {}), dict) for r in ROLES): raise CheckFailed("probe_index.json is not of schema 1")
+    names, texts = (index.get("class_names"), [m.get("config") for m in index["members"]]) if ok else (None, [])
+    ok = ok and all(isinstance(index.get(r, {}), dict) for r in ROLES) and all(c is None or isinstance(c, str) for c in texts) and (names is None or isinstance(names, list) and all(isinstance(n, str) for n in names))
+    if not ok: raise CheckFailed("probe_index.json is not of schema 1")
     seeds = [m["seed"] for m in index["members"]]
     if twice := sorted({s for s in seeds if seeds.count(s) > 1}): raise CheckFailed(f"probe_index.json lists seed {twice[0]} twice")
     return index
@@ -217,7 +219,7 @@ def hash_problems(
 ) -> list:         # sentences
     "Files that are missing, foreign, or not those that were exported."
     folder = Path(folder); listed = {Path(f).name: (s, m["seed"]) for m in index.get("members", []) for f, s in m.get("files", {}).items()}
-    here = {f.name: int(m[2]) for f in sorted(folder.iterdir()) if (m := LOGITS.fullmatch(f.name) or FEATURES.fullmatch(f.name))}
+    here = {f.name: int(m[2]) for f in sorted(folder.iterdir()) if f.is_file() and (m := LOGITS.fullmatch(f.name) or FEATURES.fullmatch(f.name))}
     seeds = {m["seed"] for m in index.get("members", [])}
     bad = [f"{f} is missing, and probe_index.json lists it" for f in sorted(listed.keys() - here.keys())]
     bad += [f"{f} belongs to no member that probe_index.json lists" for f, s in here.items() if f not in listed and (listed or s not in seeds)]
@@ -258,7 +260,8 @@ def found_labels(
     given=None,    # file or integers that go before all others
 ) -> dict:         # role -> integers
     "Labels of each role, from wherever they are."
-    out = {r: np.asarray(s["labels"]) for r in ROLES if (s := index.get(r) or {}).get("labels") is not None}
+    try: out = {r: np.asarray(s["labels"]) for r in ROLES if (s := index.get(r) or {}).get("labels") is not None}
+    except (ValueError, OverflowError): raise CheckFailed("probe_index.json holds labels that are no list of whole numbers") from None
     for ending in ENDINGS:
         if (f := Path(folder)/f"labels{ending}").is_file(): out = read_labels(f) | out
         for r in ROLES:

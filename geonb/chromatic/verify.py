@@ -28,8 +28,10 @@ def manifest_problems(
     if not (folder/"manifest.json").is_file(): return []
     listed = read_json(folder/"manifest.json"); listed = listed.get("files") if isinstance(listed, dict) else None
     if not isinstance(listed, dict) or not all(isinstance(a, dict) and "sha256" in a for a in listed.values()): return ["manifest.json is not of schema 1"]
-    here = [f for f in tree_files(folder) if f != "manifest.json"]
-    return ([f"{f} is missing, and manifest.json lists it" for f in sorted(listed.keys() - set(here))] + [f"{f} is not listed in manifest.json" for f in here if f not in listed] +
+    here = [f for f in tree_files(folder) if f != "manifest.json"]; now = lambda k: (listed.get(f"probes/{k}") or {}).get("sha256")
+    other = {f: next((k for k, s in a["inputs"].items() if now(k) is not None and s != now(k)), None) for f, a in listed.items() if isinstance(a.get("inputs"), dict)}
+    return ([f"{f} was made from another {k}, says manifest.json" for f, k in other.items() if k] +
+            [f"{f} is missing, and manifest.json lists it" for f in sorted(listed.keys() - set(here))] + [f"{f} is not listed in manifest.json" for f in here if f not in listed] +
             [f"{f} is not the file that manifest.json lists" for f in here if f in listed and sha256(folder/f) != listed[f]["sha256"]])
 
 # %% ../../nbs/api/chromatic/41_verify.ipynb #c46accad
@@ -43,7 +45,7 @@ def matrix_problem(
     if not npy.is_file(): return f"{where} is missing beside its description"
     if sha256(npy) != about.get("sha256"): return f"{where} is not the matrix that its description was written for"
     if other := sorted(f for f, s in about["inputs"].items() if "seed" in f and probes.files.get(f) != s): return f"{where} is stale: it was computed from another {other[0]}"
-    if (name := about.get("name")) not in METRICS: return ""
+    if (name := str(about.get("name"))) not in METRICS: return ""
     D, T = file_arrays(npy)[""], None
     if METRICS[name].temperature == "calibrated":
         z, y = (probes.probe, probes.labels) if about.get("calibrated_on") == "probe" else (probes.calib, probes.calib_labels)
@@ -78,12 +80,14 @@ def report_problems(
         files = record.get("inputs"); files = files.get("files", files) if isinstance(files, dict) else {}
         other = sorted((f for f in files.keys() | probes.files.keys() if "seed" in f and files.get(f) != probes.files.get(f))) if files else []
         if other: bad.append(f"{where} is stale: it was made from another {other[0]}")
-    for name, m in ((reports.get("analysis") or {}).get("metrics") or {}).items():
+    described = bool(reports) and isinstance(reports.get("analysis"), dict) and reports["analysis"].get("metrics")
+    for name, m in described.items() if isinstance(described, dict) else ():
+        if not isinstance(m, dict): bad.append(f"reports/analysis.json is no record of {name}"); continue
         if (f := a/"embeddings"/f"distance_{name}.npy").is_file() and sha256(file_arrays(f)[""].astype("<f8").tobytes()) != m.get("sha256"): bad.append(f"reports/analysis.json does not speak of embeddings/{f.name}")
     for f, text in (("REPORT.md", report_markdown), ("ensemble.txt", lambda r: ensemble_text(r["ensemble"]))):
         if not (a/"reports"/f).is_file(): continue
         try: made = text(reports).encode()
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError): made = None
+        except Exception: made = None   # records that no text can be made of are as foreign as others
         if (a/"reports"/f).read_bytes() != made: bad.append(f"reports/{f} is not the text that the records beside it give")
     return bad
 
