@@ -38,6 +38,8 @@ class Row:
     timings: tuple = field(default=())   # paths in diagnostics.json that are seconds
     trains: bool = True   # False: it makes a data set; its steps are shards that were written, its epochs rows of the history, and it has no weights, no champion and no TensorBoard
     underway: str = "checkpoints/00000000[5-9]"   # glob pattern of what its partial folder holds when some of it is done
+    trainings: int = 1    # a population trains so many members, one after another, with equal numbers of steps
+    says: str = "epoch 1/"   # beginning of a line that tells how far it is
 
     @property
     def path(self): return ROOT/"nbs"/f"{self.notebook}.ipynb"
@@ -48,7 +50,7 @@ class Row:
 
 
 EVERY = ("config.json", "manifest.json", "history.json", "history.csv", "README.md", "SHA256SUMS", "plots/*.png")
-TRAINED = ("tensorboard.zip", "tensorboard/events.out.tfevents.*", "weights/*.safetensors")
+TRAINED = ("tensorboard.zip", "tensorboard/events.out.tfevents.*", "**/*.safetensors")
 
 PENTACHORA = Row(
     notebook="train_pentachora", laboratory="pentachora", dataset="digits", steps=42, epochs=2,
@@ -138,7 +140,24 @@ assert (model.tokens(store) == kept["tokens"]).all() and (model.tokens(store, tw
 again = model.net.decode(torch.from_numpy(kept["tokens"][held["rows"]])).numpy(); print(json.dumps([float(np.abs(again - held["reconstruction"]).max()), len(kept["tokens"])]))
 """)
 
-ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC, OPERATORS, TOKENIZER)}
+CHROMATIC = Row(
+    notebook="chromatic_descent", laboratory="chromatic", dataset="digits", steps=108, epochs=3, trainings=3, says="member 1 of 3", underway="members/*/checkpoints/00000000[5-9]",
+    quick=dict(seeds=3, epochs=3, engine="loop", reps=99, bootstraps=50, device="cpu"),
+    wrong={"misspelt": ("sedes", "3", ("UsageError: ", "'sedes'", "did you mean 'seeds'?")), "ill-typed": ("seeds", "many", ("UsageError: ", "seeds='many'", "str", "a whole number from 2 to 10000 or null")),
+           "out of range": ("lr", "70", ("UsageError: ", "lr=70", "a number above 0 to 10")), "not read": ("repel_lambda", "0.3", ("UsageError: ", "repel_lambda=0.3 would do nothing with repel=False")),
+           "data not here": ("dataset", "bloodmnist", ("DataMissing: ", "bloodmnist.npz", "looked for in", "geonb data get bloodmnist"))},
+    other=dict(seed=1, first_seed=14, epochs=4, lr=.01, strict=True, vary="order", reps=100),
+    files=("predictions_test.npz", "trace.npz", "diagnostics.json", "runs/SEED_0013/done.json", "artifacts/split.json", "artifacts/probes/probe_index.json", "artifacts/embeddings/distance_*.npy", "artifacts/reports/REPORT.md", "artifacts/manifest.json"),
+    predictions="predictions_test.npz", timings=("members", "engine", "summary"),
+    reproduce="""
+import sys, json, pathlib, numpy as np, geonb
+from geonb.data.images import load_images
+bundle = pathlib.Path(sys.argv[1]); kept = np.load(bundle/"predictions_test.npz"); model = geonb.load(bundle); test = load_images("digits", size=8).test
+assert (kept["labels"] == test.labels).all() and kept["seeds"].tolist() == list(model.seeds)
+print(json.dumps([float(np.abs(model.logits(test.images) - kept["logits"]).max()), len(kept["logits"])]))
+""")
+
+ROWS = {r.notebook: r for r in (PENTACHORA, TERNARY, HYPERBOLIC, OPERATORS, TOKENIZER, CHROMATIC)}
 
 
 # ---- the real way ----
@@ -166,7 +185,7 @@ def arrays(file):
 def weights(bundle):
     "Every tensor of every weights file; the dataset in the files' names is left out."
     from safetensors.torch import load_file
-    return {f.name.split("_" + bundle.parent.name)[0]: load_file(f) for f in sorted((bundle/"weights").glob("*.safetensors"))}
+    return {f.relative_to(bundle).as_posix().split("_" + bundle.parent.name)[0]: load_file(f) for f in sorted(bundle.rglob("*.safetensors"))}
 
 
 def stored(file):

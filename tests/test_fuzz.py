@@ -23,7 +23,8 @@ SAID = {"train_pentachora": [("dataset", "digitz", "did you mean 'digits'"), ("d
         "train_ternary_v5_5": [("subset", "comutative", "did you mean 'commutative'"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
         "train_ternary_v5_11": [("recipe", "structural", "geonb run train_ternary_v5_5"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
         "generate_operators": [("profile", "fulll", "one of 'ci', 'cpu30', 'mid', 'reduced', 'full'"), ("precision", "fp16", "one of 'fp32', 'bf16'")],
-        "train_operator_vqvae": [("quantizer", "vqq", "one of 'vq', 'rvq', 'fsq', 'lfq', 'simvq'"), ("dataset", "nothing-r1", "no run or bundle 'nothing-r1'")]}
+        "train_operator_vqvae": [("quantizer", "vqq", "one of 'vq', 'rvq', 'fsq', 'lfq', 'simvq'"), ("dataset", "nothing-r1", "no run or bundle 'nothing-r1'")],
+        "chromatic_descent": [("dataset", "digitz", "did you mean 'digits'"), ("against", "nothing-r1", "no run or bundle 'nothing-r1'"), ("vary", "al", "one of 'all', 'init', 'order', 'augment', 'recipe'")]}
 OTHERS = [None, True, False, [], {}, (), [1, 2], [[[[1]]]], {"a": {"b": 1}}, {1: 2}, {"seed": 1}, b"bytes", {1, 2}, complex(1, 2), object, range(3), ..., [math.nan], "x" * 100_000]
 
 
@@ -67,7 +68,7 @@ def place(tmp_path, monkeypatch, runs_root):
     (here/"locked").chmod(0o700)
 
 
-ANSWERS = {"train_operator_vqvae": (0, 2, 3, 4)}   # a data set may be there, and be none: 3
+ANSWERS = {"train_operator_vqvae": (0, 2, 3, 4), "chromatic_descent": (0, 2, 3, 4)}   # a data set, another run, may be there, and be none: 3
 
 
 def sane(code, sentence, allowed=(0, 2, 4)):

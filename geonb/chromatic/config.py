@@ -72,7 +72,7 @@ class ChromaticDescent(RepelParameters):
     def _filled(cls, given):
         "What was not given depends on the data."
         given = given_only(given)
-        usual = DIGITS if str(given.get("dataset", "digits")).lower() == "digits" else OTHERS
+        name = given.get("dataset", "digits"); usual = DIGITS if not isinstance(name, str) or name.lower() == "digits" else OTHERS
         if given.get("fast", True) is True and usual is OTHERS: usual = usual | dict(epochs=5)
         if given.get("repel") in (True, "true"): usual = usual | REPELLED | (dict(repel_wave=2) if given.get("repel_mode") == "wave" else {})
         if given.get("arch", "digits") != "digits" and usual is DIGITS: usual = usual | dict(size=8)

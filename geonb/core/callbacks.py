@@ -239,7 +239,7 @@ def headline(
     watched=Task.watched,     # beginnings of names
 ) -> dict:                    # loss and at most two of them
     "The two or three numbers of a row that a person watches."
-    best = [k for k in row if k.startswith(tuple(watched))]
+    best = [k for k in row if k.startswith(tuple(watched)) and not isinstance(row[k], list)]   # a list has one number per class or member
     return {k: row[k] for k in ["loss/total", *best[:2]] if k in row}
 
 # %% ../../nbs/api/core/09_callbacks.ipynb #362c362a
