@@ -72,7 +72,7 @@ def view(self:ChromaExplorer,
     outline = a.ellipses(name)[0] if s.ellipses else None
     lines = np.zeros((0, 2)) if outline is None else np.concatenate([outline, np.full((a.S, 1, 2), np.nan)], 1).reshape(-1, 2)   # one trace, the pen lifted between members
     out = {"ellipses": {"x": lines[:, 0], "y": lines[:, 1]}, "pair": {"x": x[pair, 0], "y": x[pair, 1]}, "map": {"x": x[:, 0], "y": x[:, 1], "marker": colour, "selectedpoints": list(chosen)},
-           "space": {"x": x[:, 0], "y": x[:, 1], "z": x[:, 2], "marker": colour | {"size": [8 if i in chosen else 4 for i in range(a.S)]}},
+           "space": {"x": x[:, 0], "y": x[:, 1], "z": x[:, 2], "marker": colour | {"size": [10 if i in chosen else 5 for i in range(a.S)]}},
            "featureless": {"x": [] if m["low"] is None else np.concatenate([axis, axis[::-1]]), "y": [] if m["low"] is None else np.concatenate([m["high"], m["low"][::-1]])},
            "equal": {"x": [1, a.S - 1], "y": [m["floor"]] * 2}, "shares": {"x": axis, "y": m["share"]}}
     e = a.ensemble(chosen, s.calibrated)["figures"]
@@ -125,13 +125,13 @@ def skeleton(self:ChromaExplorer):
 @patch
 def layout(self:ChromaExplorer) -> dict:
     "Where things stand: map and space above, shares, ensemble and confusion below."
-    place = {k: dict(domain=v, anchor=k.replace("xaxis", "y") if k[0] == "x" else k.replace("yaxis", "x"), **GRID) for k, v in PLACES.items()}; solid = dict(showgrid=True, gridcolor="rgba(122,134,153,.25)", zeroline=False, showbackground=False, nticks=5)
+    place = {k: dict(domain=v, anchor=k.replace("xaxis", "y") if k[0] == "x" else k.replace("yaxis", "x"), **GRID) for k, v in PLACES.items()}; solid = dict(showgrid=True, gridcolor="#aab2bf", zeroline=False, showline=True, linecolor=INK, showbackground=False, nticks=5, tickfont=dict(size=10))
     for i, k in enumerate(FIGURES): place[f"yaxis{3 + i}"] |= dict(range=[-1.8, 1], showgrid=False, showticklabels=False, title=dict(text=k)); place[f"xaxis{3 + i}"] |= dict(nticks=5)
     place["xaxis2"] |= dict(title=dict(text="axis", standoff=2), dtick=max(1, (self.answers.S - 1) // 5)); place["yaxis2"] |= dict(title="share of the axis", rangemode="tozero", tickformat=".2f")
     place["xaxis6"] |= dict(title=dict(text="answer", standoff=2), type="category", showgrid=False, constrain="domain"); place["yaxis6"] |= dict(title="truth", type="category", autorange="reversed", showgrid=False, scaleanchor="x6", constrain="domain")
     place["yaxis"] |= dict(scaleanchor="x", constrain="domain"); place["xaxis"] |= dict(constrain="domain")
     return {**SHEET, **place, "title": dict(text=self.title, x=.01, font=dict(size=15)), "width": 960, "height": 860, "margin": dict(l=60, r=20, t=70, b=46), "dragmode": "lasso", "modebar": dict(orientation="v"),
-            "scene": dict(domain=dict(x=[.52, 1], y=[.46, 1]), aspectmode="data", dragmode="orbit", camera=dict(eye=dict(x=1.4, y=1.4, z=.8)), xaxis=solid, yaxis=solid, zaxis=solid)}
+            "scene": dict(domain=dict(x=[.52, 1], y=[.46, 1]), aspectmode="data", dragmode="orbit", camera=dict(eye=dict(x=1.6, y=1.6, z=.9)), xaxis=solid, yaxis=solid, zaxis=solid)}
 
 @patch
 def dress(self:ChromaExplorer,
@@ -183,7 +183,7 @@ def picture(self:ChromaExplorer,
     flat.plot(v["ellipses"]["x"], v["ellipses"]["y"], color="0.6", lw=.8, zorder=1); flat.plot(v["pair"]["x"], v["pair"]["y"], ":", color=ACCENT, zorder=1); flat.scatter(x["x"], x["y"], c=colours, s=80, alpha=seen, edgecolors="0.4", zorder=2)
     for i, name in enumerate(self.seeds): flat.annotate(str(name), (x["x"][i], x["y"][i]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
     d = self.dress(s); flat.set(xlabel=d["xaxis"]["title"]["text"], ylabel=d["yaxis"]["title"]["text"], xlim=d["xaxis"]["range"], ylim=d["yaxis"]["range"], aspect="equal"); flat.set_title(d["annotations"][0]["text"], fontsize=9, loc="left")
-    solid.scatter(*(v["space"][k] for k in "xyz"), c=colours, s=[6 * w for w in v["space"]["marker"]["size"]], edgecolors="0.4", depthshade=False); solid.set_title("three axes", fontsize=9, loc="left"); solid.tick_params(labelsize=6)
+    solid.scatter(*(v["space"][k] for k in "xyz"), c=colours, s=[5 * w for w in v["space"]["marker"]["size"]], edgecolors="0.4", depthshade=False); solid.set_title("three axes", fontsize=9, loc="left"); solid.tick_params(labelsize=6)
     for i, name in enumerate(self.seeds): solid.text(*(v["space"][k][i] for k in "xyz"), f" {name}", fontsize=7)
     left, middle, right = below.subfigures(1, 3, width_ratios=(1, 1.15, 1)); ax = one(left, 1, 1, 1); ax.fill(v["featureless"]["x"], v["featureless"]["y"], color=PALETTE[4], alpha=.3, lw=0); ax.plot(v["equal"]["x"], v["equal"]["y"], ":", color="0.6"); ax.plot(v["shares"]["x"], v["shares"]["y"], "o-", ms=4, color=PALETTE[0])
     ax.set(xlabel="axis", ylim=(min(0, *v["shares"]["y"]), None)); ax.set_title(d["annotations"][2]["text"], fontsize=9, loc="left"); ax.xaxis.get_major_locator().set_params(integer=True)
@@ -223,7 +223,7 @@ def controls(self:ChromaExplorer) -> dict:
     "The widgets of the state's values, by name."
     import ipywidgets as w
     style = lambda n: {"description_width": f"{n}px"}; start = self.first(); menu = lambda name, value: w.Dropdown(description=name, options=[(str(v), v) for v in self.seeds], value=value, layout=w.Layout(width="170px"), style=style(70))
-    self.clicks = w.ToggleButtons(description="a click", options=["compares", "chooses"], style={"description_width": "50px", "button_width": "90px"})
+    self.clicks = w.ToggleButtons(options=["compares", "chooses"], style={"button_width": "90px"})
     return {"metric": w.Dropdown(description="metric", options=list(BASES), value=start.metric, layout=w.Layout(width="290px"), style=style(70)),
             "calibrated": w.ToggleButtons(options=[("raw", False), ("calibrated", True)], value=start.calibrated, disabled=self.answers.temperatures()["T"] is None, style={"button_width": "90px"}),
             "ellipses": w.Checkbox(description="ellipses", value=start.ellipses, indent=False, layout=w.Layout(width="100px")), "selected": check_list(self.seeds), "one": menu("compare", start.one), "other": menu("with", start.other)}
@@ -233,7 +233,7 @@ def arrange(self:ChromaExplorer, inputs):
     "Picture, ensemble and pair, a row each."
     import ipywidgets as w
     row = lambda *them: w.HBox(list(them), layout=w.Layout(flex_flow="row wrap", grid_gap="4px 16px", align_items="center"))
-    return w.VBox([row(inputs["metric"], inputs["calibrated"], inputs["ellipses"]), inputs["selected"], row(inputs["one"], inputs["other"], self.clicks)])
+    return w.VBox([row(inputs["metric"], inputs["calibrated"], inputs["ellipses"]), inputs["selected"], row(inputs["one"], inputs["other"], w.HBox([w.Label("a click"), self.clicks]))])
 
 # %% ../../nbs/api/explorers/03_chroma.ipynb #b19060d0
 @patch
