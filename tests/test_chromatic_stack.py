@@ -1,11 +1,11 @@
 "A training with a member axis against trainings of one member: the same guard, the same best epoch, the same after a kill."
-import copy
 from dataclasses import replace
 from types import SimpleNamespace
 import pytest
 import torch
 from geonb.chromatic.config import ChromaticDescent
-from geonb.chromatic.member_task import MemberTask, PopulationData, Recipe, Streams
+from geonb.chromatic.folder import read_probes
+from geonb.chromatic.member_task import MemberTask, PopulationData, Recipe, Streams, answers
 from geonb.chromatic.population import Population
 from geonb.chromatic.repel import JointRepulsion, PoolStream
 from geonb.chromatic.stacked_task import StackedTask, member_history, train_stacked
@@ -97,3 +97,10 @@ def test_members_that_are_there_are_not_trained_again(data, tmp_path):
 def test_bf16(data):
     t = fit(StackedTask(replace(RECIPE, precision="bf16", epochs=1), data, STREAMS)); u = fit(StackedTask(replace(RECIPE, epochs=1), data, STREAMS))
     assert t.history[0]["loss/ce"] == pytest.approx(u.history[0]["loss/ce"], rel=.02) and t.history[0]["loss/ce"] != u.history[0]["loss/ce"]
+
+def test_a_population_that_repels_jointly_is_a_stack(data, tmp_path):
+    c = ChromaticDescent.build(seeds=3, epochs=3, arch="digits4", repel=True, repel_mode="joint", repel_warmup=1, repel_ramp=1, repel_h=.02, repel_lambda=.3); p = Population(Workspace(tmp_path/"a"), c, data).train("none")
+    assert p.engine["engine"] == "stacked" and p.missing() == [] and all(0 < r["final"]["loss/repel"] <= 1 for r in p.records) and "loss/repel" not in p.histories[13][0]
+    probes = read_probes(p.export(tmp_path/"artifacts")); assert probes.seeds == (13, 14, 15) and [len(r["members/val/accuracy"]) for r in p.history()] == [3, 3, 3]
+    for z, net in zip(probes.probe, p.nets()): assert (z == answers(net, data.held("probe")).numpy()).all()
+    (p.folder(14)/"done.json").unlink(); before = (p.folder(14)/"export"/"model.safetensors").read_bytes(); again = Population(Workspace(tmp_path/"a"), c, data).train("none"); assert again.missing() == [] and before == (p.folder(14)/"export"/"model.safetensors").read_bytes()
