@@ -129,7 +129,7 @@ def control(
     r = {"longer": replace(recipe, epochs=S * recipe.epochs), "wider": replace(recipe, arch=equal_parameters(recipe.arch, S, data.images.shape[3], len(data.class_names))),
          "snapshots": cyclic(recipe, S)}.get(name, recipe)
     task = (SnapshotTask if name == "snapshots" else MemberTask)(r, data, Streams.of(seed, seed), device=device)
-    fit(task, None if run is None else run.child(name), device=device)
+    fit(task, None if run is None else run.child(f"{name}-{S}-{seed}"), device=device)
     net, macs, size = task.modules["net"], _macs(r.arch, data), _parameters(r.arch, data)
     if name == "snapshots":
         nets = [copy_with(net, state) for state in task.snapshots]
