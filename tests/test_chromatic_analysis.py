@@ -68,7 +68,7 @@ def test_records_are_json_without_nan_whatever_is_missing(case, tmp_path):
 def test_few_members_are_told_what_they_lack(S):
     r = records(population(S=S)); json.dumps(r, allow_nan=False); text = report_markdown(r); t, e = r["artifact_tests"], r["ensemble"]
     assert (t["primary"]["rejected"] is None) == (S < 4) and bool(t["rows"]) == (S >= 4) and e["available"] == (S >= 2)
-    if S < 4: assert f"they need 4 members or more, and there are {S}" in text
+    if S < 4: assert f"the nulls need 4 members or more, and there are {S}" in text
     if 2 <= S < 4: assert "permuting members needs 4 of them" in text
     if S == 1: assert "an ensemble needs 2 members, and there is 1" in text and "one member has no distance to another" in text
     assert (r["analysis"]["axes"] is None) == (S < 5)
@@ -151,6 +151,11 @@ def test_every_p_comes_with_what_it_is_made_of():
     rest = sorted((x for x in r["artifact_tests"]["rows"] if x["p_holm"] is not None), key=lambda x: x["p"]); assert all(a["p_holm"] <= b["p_holm"] for a, b in zip(rest, rest[1:])) and all(x["p_holm"] is None for x in r["artifact_tests"]["rows"] if x["primary"])
 
 
+def test_power_is_planned_for_the_cloud_that_was_measured():
+    t = artifact_tests(population(), ["prob_mse"], ["A3", "A4"], reps=99, power=2); assert {r["S"] for r in t["power"]} == {8, 10, 12, 16, 24} and t["power_replicates"] == 2 and t["facts"]["prob_mse_cal A3"]["dimension"] > 25
+    assert "2 simulated clouds in each line" in report_markdown(dict(artifact_tests=t))
+
+
 def test_another_training_is_matched_by_seed():
     p = population(7, shift=.9, hosts=list("aaaaaabbbb")); q = population(8, shift=.9, hosts=list("aaaaaabbbb")); a = artifact_tests(p, ["prob_mse"], ["A3"], reps=199, against=q)["against"]
     turned = replace(q, seeds=q.seeds[::-1], probe=q.probe[::-1], calib=q.calib[::-1], test=q.test[::-1], members=q.members[::-1]); b = artifact_tests(p, ["prob_mse"], ["A3"], reps=199, against=turned)["against"]
@@ -183,6 +188,6 @@ def test_artifacts_are_sound_and_their_report_is_made_of_them(tmp_path):
 
 
 def test_each_figure_of_the_report_comes_from_a_record():
-    r = json.loads(json.dumps(records(population(S=12, shift=.7, hosts=list("aaaaaaaabbbb"))))); text = report_markdown(r); assert text == report_markdown(copy.deepcopy(r))
+    r = records(population(S=12, shift=.7, hosts=list("aaaaaaaabbbb"))); text = report_markdown(r); assert text == report_markdown(json.loads(json.dumps(r, sort_keys=True)))
     for change in (lambda q: q["analysis"]["metrics"]["prob_mse_cal"]["mds"].update(t1=77.7), lambda q: q["artifact_tests"]["rows"][0].update(p=.777), lambda q: q["ensemble"]["four_ways"][0].update(accuracy=.777), lambda q: q["ensemble"]["comparison"][0].update(low=.777), lambda q: q["artifact_tests"].update(words="77.7 words")):
         q = copy.deepcopy(r); change(q); assert "77.7" not in text and ".777" not in text; assert (new := report_markdown(q)) != text and ("77.7" in new or ".777" in new)

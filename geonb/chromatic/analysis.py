@@ -153,7 +153,7 @@ def artifact_tests(
         if n not in NULLS: raise UsageError(f"null {n!r} is not known{did_you_mean(n, NULLS)}: one of {', '.join(NULLS)}; A5 and A6 run by themselves where the data allow")
     if reps < 1 or others < 1: raise UsageError(f"a test needs 1 draw or more, got reps={reps}, others={others}")
     m = material(probes, calibrate_on); names, left = allowed(m, metrics); main = main_metric(names); rows, batch, six, shape = [], [], [], None
-    if m.S < 4: left["all nulls"] = f"they need 4 members or more, and there are {m.S}"
+    if m.S < 4: left["all nulls"] = f"the nulls need 4 members or more, and there are {m.S}"
     else: found, more = null_table(m, names, list(nulls), list(statistics), reps, others, seed, **where); rows += found; left |= more
     if main and m.S >= 4: w = classical_mds(m.distance(main)); shape = dict(metric=main, members=m.S, evr2=w.evr(2), floor2=w.floor(2), participation=w.participation, t1=w.t1); batch = [] if featureless(m.distance(main)) else batch_effects(m.distance(main), logged_factors(m.members), reps, seed)
     if against is not None and names: six = reproducibility(m, against, names, reps, seed)
@@ -161,7 +161,7 @@ def artifact_tests(
     reason = left.get("all nulls") or left.get(key) or next((f"{r}" for k, r in left.items() if k.startswith(key)), None) or (f"{key} was not asked for" if key not in names else "A3 and A4 with t1 were not asked for")
     curve = power_curves(d, replicates=power, seed=seed, sizes=tuple(sorted(S for S in {8, 12, 16, 24, m.S} if 8 <= S < d - 1))) if power and d and d > 9 else []
     return plain(dict(schema=1, kind="artifact_tests", inputs=m.stamp, source=source_record(m), seed=seed, reps=reps, others=others, primary=verdict(rows), words=words(rows, batch, shape, reason), rows=rows, shape=shape, batch=batch, batch_metric=main,
-                      against=six, facts=facts, hypotheses={n: NULLS[n] for n in nulls}, power=curve, left_out=left))
+                      against=six, facts=facts, hypotheses={n: NULLS[n] for n in nulls}, power=curve, power_replicates=power, left_out=left))
 
 # %% ../../nbs/api/chromatic/43_analysis.ipynb #754256af
 def diversity_record(
