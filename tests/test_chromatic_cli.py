@@ -170,6 +170,13 @@ def test_verify_names_what_is_foreign(cli, reported, tmp_path):
         code, out, _ = cli("chromatic", "verify", copy, "--json"); found = strict(out); assert code == 3 and found["ok"] is False and any(word in s for s in found["problems"])
 
 
+def test_the_words_of_an_older_geonb_are_no_fault(cli, reported, tmp_path):
+    copy = tmp_path/"old"; shutil.copytree(reported, copy); report = copy/"artifacts"/"reports"/"REPORT.md"; report.write_text(report.read_text().replace("## ", "## The ")); write_manifest(copy/"artifacts", "x")
+    assert "REPORT.md is not the text" in cli("chromatic", "verify", copy)[2]
+    edited(copy/"artifacts"/"manifest.json", lambda m: m.update(code="0" * 64)); assert cli("chromatic", "verify", copy)[0] == 0
+    report.write_text("x"); assert "reports/REPORT.md is not the file that manifest.json lists" in cli("chromatic", "verify", copy)[2]
+
+
 # --- what is written
 
 def files(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

@@ -20,6 +20,7 @@ from .distances import METRICS
 from ..core.artifacts import write_npz
 from ..core.atomic import canonical_json, read_json, sha256, tree_files, write_bytes, write_json
 from ..core.bundles import find_run
+from ..core.environment import code_hash
 from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from ..core.legacy import LIMIT, file_bytes, loaded
 from ..data.formats import check_labels, npz_arrays
@@ -182,7 +183,7 @@ def write_manifest(
     given = {Path(f).name: s for f, s in sums.items() if f.startswith("probes/")} if inputs is None else dict(inputs)
     made = lambda f: producer if isinstance(producer, str) else next((c for k, c in sorted(producer.items(), key=lambda kc: -len(kc[0])) if f.startswith(k)), None)
     files = {f: dict(sha256=s, producer=made(f), config=config, inputs={} if f.startswith("probes/") or f == "split.json" else given) for f, s in sums.items()}
-    write_json(folder/"manifest.json", out := dict(schema=1, files=files)); return out
+    write_json(folder/"manifest.json", out := dict(schema=1, code=code_hash("chromatic"), files=files)); return out
 
 # %% ../../nbs/api/chromatic/40_folder.ipynb #a959950d
 def probe_folder(

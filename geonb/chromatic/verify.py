@@ -16,6 +16,7 @@ from .folder import check_index, file_arrays, hash_problems, mixed_problem, prob
 from .temperature import fit_temperatures
 from ..core.atomic import read_json, sha256, tree_files
 from ..core.bundles import verify_bundle
+from ..core.environment import code_hash
 from ..core.errors import CheckFailed, DataMissing, GeonbError
 from ..geometry.mds import classical_mds
 
@@ -73,7 +74,8 @@ def report_problems(
     "Records that were made from other files, and texts that were not made from the records."
     from geonb.chromatic.analysis import read_reports
     from geonb.chromatic.report import ensemble_text, report_markdown
-    a = Path(artifacts); bad = []; reports = read_reports(a)
+    a = Path(artifacts); bad = []; reports = read_reports(a); m = read_json(a/"manifest.json") if (a/"manifest.json").is_file() else {}
+    same = isinstance(m, dict) and m.get("code") == code_hash("chromatic")   # other code may say the same in other words
     for name, record in reports.items():
         where = "summary.json" if name == "summary" else f"reports/{name}.json"
         if not isinstance(record, dict): bad.append(f"{where} is no record"); continue
@@ -85,7 +87,7 @@ def report_problems(
         if not isinstance(m, dict): bad.append(f"reports/analysis.json is no record of {name}"); continue
         if (f := a/"embeddings"/f"distance_{name}.npy").is_file() and sha256(file_arrays(f)[""].astype("<f8").tobytes()) != m.get("sha256"): bad.append(f"reports/analysis.json does not speak of embeddings/{f.name}")
     for f, text in (("REPORT.md", report_markdown), ("ensemble.txt", lambda r: ensemble_text(r["ensemble"]))):
-        if not (a/"reports"/f).is_file(): continue
+        if not (a/"reports"/f).is_file() or not same: continue
         try: made = text(reports).encode()
         except Exception: made = None   # records that no text can be made of are as foreign as others
         if (a/"reports"/f).read_bytes() != made: bad.append(f"reports/{f} is not the text that the records beside it give")
