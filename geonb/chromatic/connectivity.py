@@ -158,7 +158,10 @@ def penultimate(
 ) -> np.ndarray:            # float32 [S, N, F]
     "Features before the last layer."
     if wrong := [type(n).__name__ for n in nets if not hasattr(n, "features")]: raise UsageError(f"features before the last layer are taken from `net.features(images)`, which a {wrong[0]} does not have")
-    return np.stack([torch.cat([n.eval().features(part) for part in torch.as_tensor(images).split(batch)]).float().cpu().numpy() for n in nets])
+    out, was = [], [n.training for n in nets]
+    for n in nets: n.eval(); out.append(torch.cat([n.features(part) for part in torch.as_tensor(images).split(batch)]).float().cpu().numpy())
+    for n, mode in zip(nets, was): n.train(mode)
+    return np.stack(out)
 
 def feature_cka(
     nets: list,             # networks with `features`
