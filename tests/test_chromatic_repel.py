@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from geonb.chromatic.config import ChromaticDescent
 from geonb.chromatic.ensembles import mixtures
 from geonb.chromatic.member_task import MemberTask, PopulationData, Recipe, Streams, answers
 from geonb.chromatic.networks import make_net
+from geonb.chromatic.population import Population
 from geonb.chromatic.repel import FORMS, Anchors, JointRepulsion, PoolStream, Repulsion, repulsion, waves
 from geonb.chromatic.repel_study import repelled_members
 from geonb.chromatic.splits import Splits, make_splits
 from geonb.chromatic.stacked import Stacked
 from geonb.chromatic.temperature import log_softmax
 from geonb.core.errors import CheckFailed
+from geonb.core.run import Workspace
 from geonb.core.seeds import stream
 from geonb.core.training import fit
 from geonb.data.images import Split, load_images
@@ -144,6 +147,19 @@ def test_joint_repulsion_gives_each_member_the_gradient_it_would_have_alone(lab)
 
 
 # --- populations
+
+def test_rows_of_a_population_are_repelled_from_all_rows_before(tmp_path):
+    "Whole runs: the first row is unrepelled, and the members of a row do not see each other."
+    data = PopulationData.of(load_images("digits", size=8))
+    def run(name, **k):
+        c = ChromaticDescent.build(arch="digits4", seeds=4, epochs=2, engine="loop", **k); p = Population(Workspace(tmp_path/name), c, data).train("none")
+        return p, dict(zip(sorted(p.seeds), p.nets()))
+    how = dict(repel=True, repel_warmup=1, repel_ramp=1, repel_lambda=.3); same = lambda a, b, s: equal(a[s].state_dict(), b[s].state_dict())
+    _, plain = run("plain"); one, turn = run("one", repel_mode="sequential", **how); two, pairs = run("two", repel_mode="wave", repel_wave=2, **how); order = sum(one.rows(), [])
+    assert [len(r) for r in one.rows()] == [2, 1, 1] and [len(r) for r in two.rows()] == [2, 2] and order == sum(two.rows(), [])
+    assert [same(turn, plain, s) for s in order] == [same(pairs, plain, s) for s in order] == [True, True, False, False]
+    assert [same(turn, pairs, s) for s in order] == [True, True, True, False]   # the fourth is not repelled from the third, which is trained beside it
+
 
 def both(lab, seeds):
     "Figures without and with repulsion."
