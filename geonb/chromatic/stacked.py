@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'LAYERS', 'check_engine', 'check_alike', 'named_tensors', 'side_by_side', 'Stacked', 'member_losses',
-           'stepper', 'stacked_logits', 'step_seconds', 'choose_engine', 'engine_table']
+           'stepper', 'stack_batch', 'stacked_logits', 'step_seconds', 'choose_engine', 'engine_table']
 
 # %% ../../nbs/api/chromatic/30_stacked.ipynb #4541415f
 import copy
@@ -150,17 +150,25 @@ def stepper(
     return step, lambda: own if engine == "loop" else stack.nets()
 
 # %% ../../nbs/api/chromatic/30_stacked.ipynb #7630ba84
+def stack_batch(
+    S: int,            # members
+    most: int = 256,   # images over all members
+) -> int:
+    "Images of an inference batch of a stack."
+    return max(1, most // S)
+
 @torch.no_grad()
 def stacked_logits(
     nets,                          # list of networks of one architecture, or a `Stacked`
     images,                        # normalised [N, C, H, W], or an iterable of batches [B, C, H, W] (or dicts with "x")
-    batch: int = 256,              # images at once
+    batch: int = None,             # images at once; None: 256 over all members of a stack, or of each in a loop
     engine: str = "grouped",       # of ENGINES
     channels_last: bool = True,    # memory layout
 ) -> torch.Tensor:                 # float32 [S, N, K] on the CPU
     "What every member answers in eval mode; the networks keep their own mode."
-    if batch < 1: raise UsageError(f"batch={batch} is not allowed: at least 1")
     given = isinstance(nets, Stacked); was = nets.training if given else [n.training for n in check_alike(nets)]
+    if batch is None: batch = stack_batch(nets.S if given else len(nets)) if given or engine != "loop" else 256
+    if batch < 1: raise UsageError(f"batch={batch} is not allowed: at least 1")
     layout = torch.channels_last if channels_last else torch.contiguous_format; own = None
     if given: own = nets.eval()
     elif check_engine(engine) != "loop": own = Stacked(nets, engine, channels_last).eval()
@@ -180,10 +188,14 @@ def step_seconds(
     size: int = 32,                # pixels of a side
     steps: int = 3,                # timed
     channels_last: bool = True,
+    what: str = "step",            # of training, or "answers" of all members to one batch
 ) -> float:
-    "Seconds of one training step of all members: CPU time on a processor, wall time on an accelerator."
+    "Seconds of one training step (or one batch of answers) of all members: CPU time on a processor, wall time on an accelerator."
+    if what not in ("step", "answers"): raise UsageError(f"what='{what}' is not allowed{did_you_mean(what, ['step', 'answers'])}: step or answers")
     if steps < 1 or batch < 1: raise UsageError(f"steps={steps} and batch={batch} are not allowed: both at least 1")
-    step, _ = stepper(nets, engine, channels_last=channels_last); net, S, g = nets[0], len(nets), torch_stream(0, "engine"); device = net.head.weight.device
+    if what == "step": step, _ = stepper(nets, engine, channels_last=channels_last)
+    else: own = nets if check_engine(engine) == "loop" else Stacked(nets, engine, channels_last); step = lambda x, y: stacked_logits(own, x[0], batch, engine, channels_last)
+    net, S, g = nets[0], len(nets), torch_stream(0, "engine"); device = net.head.weight.device
     x, y = torch.randn(S, batch, net.body[0].in_channels, size, size, generator=g).to(device), torch.randint(0, net.head.out_features, (S, batch), generator=g).to(device); took = []
     for _ in range(steps + 1):
         if device.type == "cuda": torch.cuda.synchronize(device)
@@ -200,10 +212,11 @@ def choose_engine(
     engines=("loop", "grouped"),   # of ENGINES; without "loop" the fastest is chosen whatever the margin
     margin: float = 1.1,           # how many times faster than the loop a stack must be
     channels_last: bool = True,
+    what: str = "step",            # of training, or "answers"
 ) -> dict:                         # engine; seconds and ratio (speed against the loop) of each; batch, members, steps
     "The fastest engine for these networks on this machine."
     if not engines: raise UsageError("engines=() is not allowed: at least one is needed")
-    seconds = {e: step_seconds(nets, batch, check_engine(e), size, steps, channels_last) for e in engines}
+    seconds = {e: step_seconds(nets, batch, check_engine(e), size, steps, channels_last, what) for e in engines}
     best = min(seconds, key=seconds.get); loop = seconds.get("loop")
     if loop is not None and not seconds[best] * margin < loop: best = "loop"
     return dict(engine=best, seconds=seconds, ratio={e: loop / s if loop is not None else None for e, s in seconds.items()}, batch=batch, members=len(nets), steps=steps)
@@ -219,15 +232,16 @@ def engine_table(
     device: str = "cpu",
     threads: int = 1,              # of the processor, while it is measured
     channels_last: bool = True,
-) -> list:                         # records: arch, parameters, members, batch, engine, seconds (of a step), images_per_second, ratio (to the loop), steps, threads, device
+    what: str = "step",            # of training, or "answers" of an ensemble
+) -> list:                         # records: what, arch, parameters, members, batch, engine, seconds, images_per_second, ratio (to the loop), steps, threads, device
     "Speed of the engines, per CPU second on a processor."
     was = torch.get_num_threads(); torch.set_num_threads(threads); rows = []
     try:
         for arch in archs:
             nets = [make_net(arch, seed=s).to(device) for s in range(members)]
             for batch in batches:
-                told = choose_engine(nets, batch, size, steps, engines, channels_last=channels_last)
-                rows += [dict(arch=arch, parameters=parameter_count(arch), members=members, batch=batch, engine=e, seconds=s, images_per_second=members * batch / max(s, 1e-9), ratio=told["ratio"][e],
+                told = choose_engine(nets, batch, size, steps, engines, channels_last=channels_last, what=what)
+                rows += [dict(what=what, arch=arch, parameters=parameter_count(arch), members=members, batch=batch, engine=e, seconds=s, images_per_second=members * batch / max(s, 1e-9), ratio=told["ratio"][e],
                               steps=steps, threads=threads, device=str(device)) for e, s in told["seconds"].items()]
     finally: torch.set_num_threads(was)
     return rows

@@ -15,7 +15,7 @@ from .member_task import MemberStream, PopulationData, Recipe, Streams
 from .networks import make_net
 from .population import finished_member, leave_member
 from .repel import JointRepulsion, PoolStream, closeness
-from .stacked import Stacked, member_losses, named_tensors, stacked_logits
+from .stacked import Stacked, member_losses, stack_batch, stacked_logits
 from ..core.atomic import WriterLock, read_json, write_json
 from ..core.callbacks import Callback, diagnosis, not_finite
 from ..core.errors import GeonbError, UsageError
@@ -187,7 +187,7 @@ def after_step(self:StackedTask, t):
 @patch
 def evaluate(self:StackedTask):
     "Means over members, and under `…/members` the figures of each; the traced answers are put aside."
-    net, y = self.modules["net"], self.calib.labels.cpu(); z = stacked_logits(net, self.calib.eval_batches(256)); self.trace.append(stacked_logits(net, self.traced.eval_batches(256)).half())
+    net, y = self.modules["net"], self.calib.labels.cpu(); z = stacked_logits(net, self.calib.eval_batches(stack_batch(self.S))); self.trace.append(stacked_logits(net, self.traced.eval_batches(stack_batch(self.S))).half())
     each = {"val/loss": [float(F.cross_entropy(one.double(), y)) for one in z], "val/accuracy": [float((one.argmax(1) == y).double().mean()) for one in z]}
     means = {k: sum(v)/self.S for k, v in each.items()}; g = self.guard
     each |= {k: (v/self.count.clamp_min(1)).tolist() for k, v in self.sums.items()} | {"skips": g.skips.tolist(), "rollbacks": g.rollbacks.tolist()}
