@@ -114,5 +114,5 @@ def plot_trajectories(
             e = [r["epoch"] for r in rows]; a, b = axes[0, 1:]; some = lambda k: [np.nan if r[k] is None else r[k] for r in rows]
             for i, (k, label) in enumerate((("between", "between members"), ("step", "step of a member"), ("to_own_end", "to its own end"))): a.plot(e, some(k), marker="o", ms=3, label=label, **line_style(i))
             b.plot(e, some("recognised"), marker="o", ms=3, label="nearest end is its own", **line_style(3)); b.axhline(rows[0]["chance"], color="0.6", lw=1, ls=":", label="by chance"); b.plot(e, some("r_end"), marker="o", ms=3, label="correlation with the end", **line_style(4))
-            a.set(xlabel="epoch", ylabel="squared distance", ylim=(0, None)); b.set(xlabel="epoch", ylim=(min(-.05, np.nanmin([*some("r_end"), 0])), 1.05)); [k.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1)) for k in (a, b)]
+            a.set(xlabel="epoch", ylabel="squared distance", ylim=(0, None)); b.set(xlabel="epoch", ylim=(min(0, np.nanmin([*some("r_end"), 0])) - .05, 1.05)); [k.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1)) for k in (a, b)]
     return fig
