@@ -55,11 +55,12 @@ def test_a_command_answers(line, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ternary_lines_as_they_stand(tmp_path):
+@pytest.mark.parametrize("laboratory, least, runs_left", [("ternary", 3, 2), ("chromatic", 3, 1)])
+def test_the_lines_of_a_laboratory_as_they_stand(laboratory, least, runs_left, tmp_path):
     "In their order, from the project's folder, each with the run of the line before as RUN."
     runs, env = tmp_path/"runs", os.environ | {"GEONB_RUNS": str(tmp_path/"runs"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    lines = [x for x in LINES if "ternary" in x]; assert len(lines) >= 3
+    lines = [x for x in LINES if laboratory in x]; assert len(lines) >= least
     for line in lines:
         words = [str(tmp_path/"out.ipynb") if w == "out.ipynb" else list_runs(runs)[-1]["run_id"] if w == "RUN" else w for w in shlex.split(line)]
         done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True); assert done.returncode == 0, (line, done.stderr[-2000:])
-    assert [r["status"] for r in list_runs(runs)] == ["finished"]*2
+    assert [r["status"] for r in list_runs(runs)] == ["finished"]*runs_left

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .networks import make_net, widened
 from .splits import Splits, make_splits
@@ -161,29 +162,34 @@ class MemberTask(Task):
     def state(self): return {"trace": list(self.trace)}
     def load_state(self, s): self.trace = list(s["trace"])
 
-    def before_step(self, t):
-        "Where we are, and how much of the repulsion this epoch has."
-        self.at = (t.total_epoch, t.batch)
-        self.repelled = self.repel.weight(t.total_epoch, self.recipe.epochs) if self.repel is not None else 0.
-        if self.repelled: self.weights["repel"] = self.repelled
+# %% ../../nbs/api/chromatic/33_members.ipynb #8a141597
+@patch
+def before_step(self:MemberTask, t):
+    "Where we are, and how much of the repulsion this epoch has."
+    self.at = (t.total_epoch, t.batch)
+    self.repelled = self.repel.weight(t.total_epoch, self.recipe.epochs) if self.repel is not None else 0.
+    if self.repelled: self.weights["repel"] = self.repelled
 
-    def loss(self, batches):
-        "Cross-entropy, and the repulsion where it has a weight."
-        b, net = batches["fit"], self.modules["net"]; R = None
-        if self.repelled: z, R = self.repel.forward(net, b["x"], *self.at, self.recipe.epochs)
-        else: z = net(b["x"])
-        self.noted["accuracy"] = (z.detach().argmax(1) == b["y"]).float().mean()
-        return {"ce": F.cross_entropy(z, b["y"])} | ({"repel": R} if R is not None else {})
+@patch
+def loss(self:MemberTask, batches):
+    "Cross-entropy, and the repulsion where it has a weight."
+    b, net = batches["fit"], self.modules["net"]; R = None
+    if self.repelled: z, R = self.repel.forward(net, b["x"], *self.at, self.recipe.epochs)
+    else: z = net(b["x"])
+    self.noted["accuracy"] = (z.detach().argmax(1) == b["y"]).float().mean()
+    return {"ce": F.cross_entropy(z, b["y"])} | ({"repel": R} if R is not None else {})
 
-    def logits(self, held: Held) -> torch.Tensor:   # float32 [N, C]
-        "Answers in evaluation mode, without augmentation, in float32 whatever the precision of training."
-        return answers(self.modules["net"], held)
+@patch
+def logits(self:MemberTask, held: Held) -> torch.Tensor:   # float32 [N, C]
+    "Answers in evaluation mode, without augmentation, in float32 whatever the precision of training."
+    return answers(self.modules["net"], held)
 
-    def evaluate(self):
-        "Loss and accuracy on calib; the traced answers are put aside."
-        z, y = self.logits(self.calib), self.calib.labels.cpu()
-        self.trace.append(self.logits(self.traced).half())
-        return {"val/loss": float(F.cross_entropy(z.double(), y)), "val/accuracy": float((z.argmax(1) == y).double().mean())}
+@patch
+def evaluate(self:MemberTask):
+    "Loss and accuracy on calib; the traced answers are put aside."
+    z, y = self.logits(self.calib), self.calib.labels.cpu()
+    self.trace.append(self.logits(self.traced).half())
+    return {"val/loss": float(F.cross_entropy(z.double(), y)), "val/accuracy": float((z.argmax(1) == y).double().mean())}
 
 # %% ../../nbs/api/chromatic/33_members.ipynb #47576279
 @torch.no_grad()

@@ -8,8 +8,8 @@ __all__ = ['ANALYSIS', 'training_hash', 'worker_name', 'leave_member', 'finished
 
 # %% ../../nbs/api/chromatic/35_population.ipynb #8a729911
 import multiprocessing
-import os
 import platform
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +89,7 @@ class Member(MemberTask):
         last = {k: v for k, v in t.history[-1].items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         leave_member(t.run.path, self.modules["net"], self.data, self.record | {"epochs": len(t.history), "steps": t.step, "skips": t.skips, "rollbacks": t.rollbacks, "seconds": round(sum(r["seconds"] for r in t.history), 3), "final": last}, self.trace, t.history, self.place)
 
+# %% ../../nbs/api/chromatic/35_population.ipynb #c5fb80b1
 def make_member(
     seed: int,       # of the member
     job: dict,       # folder of the data, parameters, training hash, device, seeds of all, anchors: folders of finished members, h
@@ -101,6 +102,7 @@ def make_member(
     task.record = {"seed": seed, "config": job["hash"], "arch": recipe.arch, "streams": streams.__dict__, "recipe": kind, "queue": job["queue"].index(seed), "started": now(), "row": job["row"]}
     return task
 
+# %% ../../nbs/api/chromatic/35_population.ipynb #87b7e716
 def repulsion(
     config: ChromaticDescent,
     data: PopulationData,
@@ -114,6 +116,7 @@ def repulsion(
     anchors = Anchors.from_logits(np.stack([np.load(Path(f)/"export"/"pool.npy") for f in job["anchors"]]), nets)
     return Repulsion(anchors, job["h"], config.repel_lambda, config.repel_warmup, config.repel_ramp, config.repel_form, config.repel_on, pool)
 
+# %% ../../nbs/api/chromatic/35_population.ipynb #9308c11c
 def load_member(
     folder,                 # of a finished member, in a population or in a bundle
     data,                   # `PopulationData`: channels and classes
@@ -171,7 +174,6 @@ def train(self:Population, progress="auto"):   # itself
 @patch
 def fit(self:Population, want: list, job: dict, told):
     "Train some members; what a member that diverged left to look at is put where the run's own would be."
-    import shutil
     c = self.config
     try: fit_population(partial(make_member, job=job), want, self.run, c.executor, c.workers, c.scheduler, c.checkpoint_seconds, told.one)
     except GeonbError:
@@ -252,7 +254,6 @@ def log(self:Population):
 @patch
 def export(self:Population, folder):   # new folder: becomes artifacts/
     "split.json and probes/ with their index."
-    import shutil
     folder = Path(folder); (folder/"probes").mkdir(parents=True, exist_ok=True); write_json(folder/"split.json", self.data.splits.record())
     for s in self.seeds:
         for f in (self.folder(s)/"export").glob("*_seed*.npz"): shutil.copyfile(f, folder/"probes"/f.name)
