@@ -199,7 +199,7 @@ def stack(self:Population) -> bool:
         elif c.executor != "serial" or c.repel or c.vary == "recipe" or len(self.seeds) < 2: found = {"engine": "loop", "why": "members are trained one by one where workers, repulsion or recipes differ"}
         else:
             from geonb.chromatic.stacked import choose_engine
-            nets = [make_net(c.arch, self.data.images.shape[3], len(self.data.class_names), s) for s in self.seeds]
+            nets = [make_net(c.arch, self.data.images.shape[3], len(self.data.class_names), s).to(self.device) for s in self.seeds]
             found = choose_engine(nets, c.batch, self.data.images.shape[1], margin=1.25) | {"why": "measured"}
         write_json(note, found)
     self.engine = read_json(note); return self.engine["engine"] != "loop"
