@@ -158,9 +158,11 @@ def test_a_hostile_choice_of_a_menu_changes_nothing(people, name, value):
 def test_a_lasso_a_click_and_a_double_click_from_the_page(people):
     explorer = ChromaExplorer(named(people) | dict(seeds=range(13, 20))); explorer.widget; at = [t.name for t in explorer.live.data].index("map")
     def page(event, points, trace=at): explorer.live._js2py_pointsCallback = dict(event_type=event, points=dict(trace_indexes=[trace] * len(points), point_indexes=points, xs=[0] * len(points), ys=[0] * len(points)), selector=None, device_state=None)
-    page("plotly_selected", [2, 5]); assert explorer.state.selected == (15, 18)
+    x, y = (np.asarray(explorer.live.data[at][k]) for k in "xy")
+    def lasso(*seeds, **more): explorer.live._js2py_relayout = dict(source_view_id="page", relayout_data=dict(selections=[dict(type="path", xref="x", yref="y", path="M" + "L".join(f"{x[s - 13] + a},{y[s - 13] + b}" for a, b in [(-1e-6, -1e-6), (1e-6, -1e-6), (1e-6, 1e-6), (-1e-6, 1e-6)]) + "Z") | more for s in seeds]))
+    lasso(15, 18); assert explorer.state.selected == (15, 18)
     page("plotly_click", [3]); assert (explorer.state.one, explorer.state.other) == (14, 16); page("plotly_click", [6], at + 1); assert (explorer.state.one, explorer.state.other) == (16, 19)
-    page("plotly_selected", []); assert explorer.state.selected == (15, 18) and "no member" in explorer.problem.value and list(explorer.live.data[at].selectedpoints) == [2, 5]
+    page("plotly_selected", []); lasso(14, xref="x2", yref="y2"); assert explorer.state.selected == (15, 18) and "no member" in explorer.problem.value and list(explorer.live.data[at].selectedpoints) == [2, 5]
     explorer.clicks.value = "chooses"; page("plotly_click", [0]); assert explorer.state.selected == (13, 15, 18) and explorer.problem.value == ""
     page("plotly_deselect", []); assert explorer.state.selected == tuple(range(13, 20)) and all(b.value for b in explorer.inputs["selected"].boxes.values())
     page("plotly_deselect", []); assert list(explorer.live.data[at].selectedpoints) == list(range(7))
