@@ -112,12 +112,12 @@ def threads(workers):
 @pytest.mark.parametrize("workers", [2, 5])
 def test_records_do_not_depend_on_workers_reduced(workers, monkeypatch):
     "Threads in place of processes: the same pieces, without the price of starting them."
-    p = population(); alone = records(p); monkeypatch.setattr("geonb.core.executor.process_pool", threads)
+    p = population(); alone = records(p); monkeypatch.setattr("geonb.core.executor.process_pool", threads); monkeypatch.setattr("geonb.chromatic.analysis.HOME", 0)
     assert records(p, executor="processes", workers=workers) == alone
 
 @pytest.mark.slow
-def test_records_do_not_depend_on_workers():
-    p = population(); assert records(p, executor="processes", workers=2) == records(p)
+def test_records_do_not_depend_on_workers(monkeypatch):
+    monkeypatch.setattr("geonb.chromatic.analysis.HOME", 0); p = population(); assert records(p, executor="processes", workers=2) == records(p)
 
 
 # --- what is asked for must be there
