@@ -228,9 +228,9 @@ def test_a_design_from_a_folder_is_the_same(tmp_path):
 
 def test_a_study_is_json():
     data = PopulationData.of(load_images("digits", size=8)); g = np.random.default_rng(0); u = np.repeat(range(3), 3)
-    def answers(role): y = data.role(role).labels; return 3 * np.eye(10)[y] + g.normal(size=(9, len(y), 10)) + g.normal(size=(3, len(y), 10))[u]
+    def answers(role): y = data.role(role).labels; return 3 * np.eye(10)[y] + g.normal(size=(9, len(y), 10)) + 2 * g.normal(size=(3, len(y), 10))[u]
     study = json.loads(json.dumps(component_study({k: answers(k) for k in ("probe", "calib")}, crossed_members(3, 3), data, ("prob_mse_cal", "zero_one"), 20, 99), allow_nan=False)); assert study["n_init"] == study["n_order"] == 3
-    for m in study["metrics"].values(): rows = {r["name"]: r for r in m["shares"]}; assert rows["init"]["low"] > 0 and rows["order"]["low"] == 0 and [t["F"] > 5 for t in m["tests"]] == [True, False] and m["tests"][0]["p"] < .12   # 36 arrangements, one of which is this
+    for m in study["metrics"].values(): rows = {r["name"]: r for r in m["shares"]}; assert rows["init"]["low"] > 0 and rows["order"]["low"] == 0 and [t["F"] > 2 for t in m["tests"]] == [True, False] and m["tests"][0]["p"] < .12   # 36 arrangements, one of which is this
 
 
 @pytest.mark.slow

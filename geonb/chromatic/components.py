@@ -59,6 +59,7 @@ def without_levels(
     D, g = np.asarray(D2), np.asarray(levels); keep = [np.flatnonzero(g != k) for k in np.unique(g)]
     return np.stack([raw_shares(D[np.ix_(k, k)], np.asarray(init)[k], np.asarray(order)[k]) for k in keep])
 
+# %% ../../nbs/api/chromatic/53_components.ipynb #2cb8d47c
 def component_shares(
     D2,                  # squared distances [S, S] of a crossed design with 3 or more levels of each factor
     init,                # level of each member [S]
