@@ -164,6 +164,11 @@ def test_another_training_is_matched_by_seed():
     part = artifact_tests(p, ["prob_mse"], ["A3"], reps=99, against=dict(fewer=replace(q, seeds=tuple(range(6, 16)))))["against"]; assert part[0]["reason"] == "4 members have the same seed in both, and 5 are needed"
 
 
+@pytest.mark.parametrize("low,words", [(.99, "many images"), (.7, "in part"), (.4, "too few to fix the picture")])
+def test_stability_is_told_by_its_size(low, words):
+    r = records(population()); r["analysis"]["metrics"]["prob_mse_cal"]["bootstrap"] |= dict(procrustes_r=dict(low=low, high=1., observed=None, se=.1), chance_r=dict(observed=.3, high=.5)); assert words in report_markdown(r)
+
+
 # --- files and text
 
 def bundle(folder, p):

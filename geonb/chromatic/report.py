@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'FIRST', 'SECTIONS', 'fig', 'span', 'table', 'listed', 'configuration', 'hygiene', 'endpoint', 'effects',
-           'extras', 'nulls', 'ensembles', 'accounts', 'ensemble_text', 'repelled', 'limits', 'report_markdown']
+           'stability', 'extras', 'nulls', 'ensembles', 'accounts', 'ensemble_text', 'repelled', 'limits',
+           'report_markdown']
 
 # %% ../../nbs/api/chromatic/44_report.ipynb #589e2642
 from ..core.atomic import canonical_json
@@ -93,13 +94,20 @@ def effects(
         w, b, j = r["mds"], r["bootstrap"] or {}, r["jackknife"] or {}; sure = lambda k, v: fig(v, 3) + (f" [{span(b[k])}]" if k in b else "") + (f" ± {fig(j[k]['se'], 2)}" if k in j else "")
         return [name, w["mean_d2"], sure("evr2", w["evr2"]), fig(w["floor2"], 3), *(sure(k, w[k]) for k in ("excess", "participation", "t1")), fig(w["negative_mass"], 2)]
     main = a["main"]; names = [main, *sorted(n for n in a["metrics"] if n != main)]; S = a["source"]["members"]
-    out = [f"In brackets the 95 % interval of other images ({a['bootstraps']:,} samples, seed {a['seed']}); after ± the standard error of other members (jackknife), which goes with any statement about networks. Shares have the floor 2/(S-1), participation at most {S - 1}. All distances are squared and are scaled as such.",
+    out = [f"In brackets the 95 % interval of other images ({a['bootstraps']:,} samples, seed {a['seed']}); after ± the standard error of other members (jackknife), which goes with any statement about networks. Shares have the floor 2/(S-1), participation at most {S - 1}. All distances are squared and are scaled as such. Resampled images repeat, which makes a cloud less round: the interval of a share may lie above it, that of the participation below.",
            table(["distance", "mean d²", "two axes", "floor", "excess", "participation", "t1", "negative mass"], [row(n, a["metrics"][n]) for n in names])]
     b = a["metrics"][main]["bootstrap"]
-    if b: out.append(f"Stability of the picture ({main}) against other images: Procrustes r {fig(b['procrustes_r']['low'], 3)} to {fig(b['procrustes_r']['high'], 3)} (members named at random: mean {fig(b['chance_r']['observed'], 2)}, 95th percentile {fig(b['chance_r']['high'], 2)}); largest angle of the plane up to {fig(b['angle']['high'], 2)} rad; distances of two halves correlate {fig(b['split_half']['observed'], 3)} (least {fig(b['split_half']['low'], 3)}). High values mostly say that there are many images.")
+    if b: out.append(f"Stability of the picture ({main}) against other images: Procrustes r {fig(b['procrustes_r']['low'], 3)} to {fig(b['procrustes_r']['high'], 3)} (members named at random: mean {fig(b['chance_r']['observed'], 2)}, 95th percentile {fig(b['chance_r']['high'], 2)}); largest angle of the plane up to {fig(b['angle']['high'], 2)} rad; distances of two halves correlate {fig(b['split_half']['observed'], 3)} (least {fig(b['split_half']['low'], 3)}).{stability(b)}")
     facts = t.get("facts") or {}; told = [(f"{main} A3", "dimension", "dimension of the featureless cloud that fits"), (f"{main} A4", "additive_r2", "share of the distance variance that single radii explain"), (f"{main} A2", "class_share", "share of class-level bias in the cloud")]
     if lines := [f"{what}: {fig(facts[k][f], 3)}" for k, f, what in told if f in facts.get(k, {})]: out.append(listed(lines))
     return "\n\n".join(out + extras(a))
+
+def stability(
+    b: dict,   # bootstrap of a distance
+) -> str:
+    "What the stability of a picture does and does not say."
+    low, chance = b["procrustes_r"]["low"], b["chance_r"]["high"]
+    return " High values mostly say that there are many images." if low > .9 else " The images are too few to fix the picture: some resamples keep it no better than members named at random." if low <= chance else " The images fix the picture in part."
 
 def extras(
     a: dict,   # analysis
