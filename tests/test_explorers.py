@@ -225,7 +225,7 @@ def test_unfinished_foreign_incomplete_and_missing_bundles(runs_root, arrays, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["simplex", "ternary"])
+@pytest.mark.parametrize("name", ["simplex", "ternary", "chromatic"])
 def test_papermill_with_a_wrong_bundle_ends_in_the_sentence(root, tmp_path, name):
     done = subprocess.run([sys.executable, "-m", "papermill", str(root/"nbs"/"explorers"/f"{name}.ipynb"), str(tmp_path/"out.ipynb"), "-p", "bundle", "nothing"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("DataMissing: no run or bundle 'nothing'")

@@ -73,7 +73,7 @@ def view(self:ChromaExplorer,
     outline = a.ellipses(name)[0] if s.ellipses else None
     lines = np.zeros((0, 2)) if outline is None else np.concatenate([outline, np.full((a.S, 1, 2), np.nan)], 1).reshape(-1, 2)   # one trace, the pen lifted between members
     out = {"ellipses": {"x": lines[:, 0], "y": lines[:, 1]}, "pair": {"x": x[pair, 0], "y": x[pair, 1]}, "map": {"x": x[:, 0], "y": x[:, 1], "marker": colour, "selectedpoints": list(chosen)},
-           "space": {"x": x[:, 0], "y": x[:, 1], "z": x[:, 2], "marker": colour | {"size": [10 if i in chosen else 5 for i in range(a.S)]}},
+           "space": {"x": x[:, 0], "y": x[:, 1], "z": x[:, 2], "marker": colour | {"size": [14 if i in chosen else 7 for i in range(a.S)]}},
            "featureless": {"x": [] if m["low"] is None else np.concatenate([axis, axis[::-1]]), "y": [] if m["low"] is None else np.concatenate([m["high"], m["low"][::-1]])},
            "equal": {"x": [1, a.S - 1], "y": [m["floor"]] * 2}, "shares": {"x": axis, "y": m["share"]}}
     e = a.ensemble(chosen, s.calibrated)["figures"]
@@ -184,7 +184,7 @@ def picture(self:ChromaExplorer,
     flat.plot(v["ellipses"]["x"], v["ellipses"]["y"], color="0.6", lw=.8, zorder=1); flat.plot(v["pair"]["x"], v["pair"]["y"], ":", color=ACCENT, zorder=1); flat.scatter(x["x"], x["y"], c=colours, s=80, alpha=seen, edgecolors="0.4", zorder=2)
     for i, name in enumerate(self.seeds): flat.annotate(str(name), (x["x"][i], x["y"][i]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
     d = self.dress(s); flat.set(xlabel=d["xaxis"]["title"]["text"], ylabel=d["yaxis"]["title"]["text"], xlim=d["xaxis"]["range"], ylim=d["yaxis"]["range"], aspect="equal"); flat.set_title(d["annotations"][0]["text"], fontsize=9, loc="left")
-    solid.scatter(*(v["space"][k] for k in "xyz"), c=colours, s=[5 * w for w in v["space"]["marker"]["size"]], edgecolors="0.4", depthshade=False); solid.set_title("three axes", fontsize=9, loc="left"); solid.tick_params(labelsize=6)
+    solid.scatter(*(v["space"][k] for k in "xyz"), c=colours, s=[4 * w for w in v["space"]["marker"]["size"]], edgecolors="0.4", depthshade=False); solid.set_title("three axes", fontsize=9, loc="left"); solid.tick_params(labelsize=6)
     for i, name in enumerate(self.seeds): solid.text(*(v["space"][k][i] for k in "xyz"), f" {name}", fontsize=7)
     left, middle, right = below.subfigures(1, 3, width_ratios=(1, 1.15, 1)); ax = one(left, 1, 1, 1); ax.fill(v["featureless"]["x"], v["featureless"]["y"], color=PALETTE[4], alpha=.3, lw=0); ax.plot(v["equal"]["x"], v["equal"]["y"], ":", color="0.6"); ax.plot(v["shares"]["x"], v["shares"]["y"], "o-", ms=4, color=PALETTE[0])
     ax.set(xlabel="axis", ylim=(min(0, *v["shares"]["y"]), None)); ax.set_title(d["annotations"][2]["text"], fontsize=9, loc="left"); ax.xaxis.get_major_locator().set_params(integer=True)
