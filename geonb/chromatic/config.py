@@ -101,6 +101,10 @@ class ChromaticDescent(FittingParameters):
             if k.startswith("repel_") and not self.repel and getattr(self, k) is not None: raise ValueError(f"{k}={shown(getattr(self, k))} would do nothing with repel=False")
         if self.repel_wave is not None and self.repel_mode != "wave": raise ValueError(f"repel_wave={self.repel_wave} would do nothing with repel_mode={self.repel_mode!r}")
         if len(self.member_seeds) < 2: raise ValueError(f"seed_list={shown(self.seed_list)} names one member: distances are between members, so at least 2 are needed")
+        n, alone = len(self.member_seeds), 2 if self.repel_h is None and self.repel_mode != "joint" else 1   # the first two give the bandwidth
+        if self.repel and n <= alone: raise ValueError(f"repel=True with {n} members would repel none: without repel_h the first two are trained without, to measure it")
+        if self.repel_wave is not None and self.repel_mode == "wave" and n <= max(self.repel_wave, alone): raise ValueError(f"repel_wave={self.repel_wave} with {n} members would repel none: a wave is repelled from the waves before it")
+        if self.repel and self.repel_mode == "joint" and self.repel_h is None and not self.repel_warmup: raise ValueError("repel_warmup=0 leaves repel_mode='joint' nothing to measure its bandwidth on: give repel_h")
         if self.repel and self.vary == "recipe" and self.repel_mode == "joint": raise ValueError("repel_mode='joint' does not go with vary='recipe': networks of several widths cannot be stacked")
         if self.engine == "stacked" and self.vary == "recipe": raise ValueError("engine='stacked' does not go with vary='recipe': networks of several widths cannot be stacked")
         if self.engine == "stacked" and self.repel and self.repel_mode != "joint": raise ValueError(f"engine='stacked' trains all members at once and repel_mode={self.repel_mode!r} one after another: take repel_mode='joint'")
