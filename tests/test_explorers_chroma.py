@@ -173,7 +173,7 @@ def test_a_lasso_a_click_and_a_double_click_from_the_page(people):
 def test_a_run_by_folder_by_id_and_as_the_newest(runs_root, people):
     other = population(seed=1); old = chromatic_bundle(runs_root, p=people); chromatic_bundle(runs_root, "aaaaaaaaaa-r1", other, "2026-02-01T00:00:00Z"); chromatic_bundle(runs_root, "bbbbbbbbbb-r1", None, "2026-03-01T00:00:00Z")
     by_folder, by_id, newest = ChromaExplorer(old), ChromaExplorer("01234"), ChromaExplorer()
-    assert by_folder.title == by_id.title == "digits, seed 3, run 0123456789-r1" and "aaaaaaaaaa-r1" in newest.title and by_folder.seeds == tuple(range(13, 20)) and by_folder.answers.classes == tuple("abcd")
+    assert by_folder.title == by_id.title == "digits, 7 members, run 0123456789-r1" and "aaaaaaaaaa-r1" in newest.title and by_folder.seeds == tuple(range(13, 20)) and by_folder.answers.classes == tuple("abcd")
     want = ChromaExplorer(named(people) | dict(seeds=range(13, 20))).view(ChromaState()); got = by_folder.view(ChromaState())
     assert np.allclose(got["map"]["x"], want["map"]["x"], atol=1e-12) and got["NLL chosen"] == want["NLL chosen"] and not np.allclose(newest.view(ChromaState())["map"]["x"], want["map"]["x"])
     assert dict(by_folder.readout(ChromaState()))["examples"].startswith("10") and min(by_folder.answers.ids) == 1000

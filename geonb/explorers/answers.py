@@ -223,7 +223,7 @@ def open_answers(
         from geonb.chromatic.folder import read_probes
         p = Path(source).expanduser() if str(source).strip() and "\0" not in str(source) else None
         if p is None or not p.is_dir() or (p/"SHA256SUMS").is_file() or p.name.endswith(".partial"): p, title = sound_run(source, "chromatic", root)
-        source, title = read_probes(p, allow_mixed=allow_mixed), title or f"probe logits in {p.name}"
+        source = read_probes(p, allow_mixed=allow_mixed); title = f"{source.index.get('dataset', 'a folder')}, {source.S} members, run {p.name}" if title else f"probe logits in {p.name}"
     if not hasattr(source, "probe") or not hasattr(source, "seeds"): raise UsageError(f"a {type(source).__name__} holds no answers: give a bundle's folder, a run id, a folder of probe logits, arrays by name, or None")
     ids = ((source.index or {}).get("probe") or {}).get("ids")
     return Answers(source.probe, source.labels, source.calib, source.calib_labels, source.test, source.test_labels, source.seeds, source.class_names, ids, title or "probe logits")

@@ -93,8 +93,8 @@ def readout(self:ChromaExplorer,
     rows = [("metric", name), ("two axes hold", f"{100 * mds.evr(2):.1f} %, {100 * mds.floor(2):.1f} % at least")] + ([("t1", f"{mds.t1:.2f}"), ("directions", f"{mds.participation:.1f} of {a.S - 1}")] if m["low"] is not None else [("no band", m["problem"])])
     if s.ellipses and a.ellipses(name)[0] is None: rows += [("no ellipses", a.ellipses(name)[1])]
     chosen = tuple(self.seeds.index(v) for v in s.selected); e = a.ensemble(chosen, s.calibrated); rows += [("ensemble", f"{len(chosen)} of {a.S} members" + (", calibrated" if s.calibrated else ""))]
-    rows += [(k, f"{f['value']:.4f}, random {f['mean']:.4f} ({f['low']:.4f} to {f['high']:.4f})") for k, f in e["figures"].items()]
-    rows += [("measured on", f"{z.shape[1]:,} {where} examples"), ("random", f"{'all ' if e['exact'] else ''}{e['count']:,} of this size")] if where else [("no figures", "no set has labels")]
+    rows += [(k, f"{f['value']:.4f}" + (f", random {f['mean']:.4f} ({f['low']:.4f} to {f['high']:.4f})" if e["count"] > 1 else "")) for k, f in e["figures"].items()]
+    rows += [("measured on", f"{z.shape[1]:,} {where} examples")] + [("random", f"{'all ' if e['exact'] else ''}{e['count']:,} of this size")] * (e["count"] > 1) if where else [("no figures", "no set has labels")]
     if s.calibrated and T["source"] != "the calibration set": rows += [("calibrated on", T["source"])]
     c = a.compared(*(self.seeds.index(v) for v in (s.one, s.other))); n = len(c["ids"]); one, other = say(s.one), say(s.other)
     rows += [(f"{one} and {other}", f"{n:,} of {a.N:,} answers differ" + ("" if c["difference"] is None else f": {one} right in {c['one_right']:,}, {other} in {c['other_right']:,}, neither in {c['both_wrong']:,}"))]
