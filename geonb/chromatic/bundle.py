@@ -26,7 +26,7 @@ from ..core.artifacts import peak_memory, write_npz
 from ..core.atomic import read_json, sha256, write_bytes, write_json
 from ..core.bundles import described
 from ..core.errors import CheckFailed, UsageError
-from ..core.run import public_parameters
+from ..core.run import public_parameters, writing
 from ..data.batches import as_batch
 
 # %% ../../nbs/api/chromatic/46_bundle.ipynb #b901ee95
@@ -46,9 +46,10 @@ def report_of(
     "Export the answers and compute every record, or read them where they are finished."
     if run.finished: return PopulationReport(read_probes(run.path), read_reports(run.path/"artifacts"), read_json(run.path/"history.json"), run.path/"artifacts")
     c, staged = run.config, run.partial/"artifacts"; shutil.rmtree(staged, ignore_errors=True)
-    probes = read_probes(population.export(staged)); population.log()
     workers = {} if c.executor == "serial" else dict(executor=c.executor, workers=c.workers, scheduler=c.scheduler)
-    records = write_artifacts(staged, probes, public_parameters(c) | {"engine": population.engine.get("engine")}, reps=c.reps, bootstraps=c.bootstraps, seed=c.seed, against=against, producer="geonb run chromatic_descent", **workers)
+    with writing("the report of this run"):
+        probes = read_probes(population.export(staged)); population.log()
+        records = write_artifacts(staged, probes, public_parameters(c) | {"engine": population.engine.get("engine")}, reps=c.reps, bootstraps=c.bootstraps, seed=c.seed, against=against, producer="geonb run chromatic_descent", **workers)
     return PopulationReport(probes, records, population.history(), staged)
 
 def picture(

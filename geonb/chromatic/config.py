@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..core.config import WorkersConfig, given_only, shown
+from ..core.config import WorkersConfig, given_only, readable, shown
+from ..core.errors import GeonbError
 
 # %% ../../nbs/api/chromatic/32_config.ipynb #770bdce7
 DIGITS = dict(arch="digits", size=8, epochs=20, batch=64, schedule="constant", augment="none")
@@ -67,6 +68,8 @@ class FittingParameters(RepelParameters):
     reps: Annotated[int, Field(ge=99, le=1_000_000, description="draws of each null")] = 999
     bootstraps: Annotated[int, Field(ge=50, le=100_000, description="resamples of the probe")] = 400
     against: Annotated[str, Field(min_length=1, max_length=1000, description="run id or folder of another training of the same seeds, to compare with")] | None = None
+
+    _against = field_validator("against")(readable)
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +126,8 @@ class ChromaticDescent(FittingParameters):
         self.check_workers(); require_images(self.dataset)
         if self.against is not None:
             from geonb.chromatic.folder import read_probes
-            read_probes(self.against, root=self.runs_root)
+            try: read_probes(self.against, root=self.runs_root)
+            except GeonbError as e: raise type(e)(f"against={shown(self.against)}: {e}") from None
 
 # %% ../../nbs/api/chromatic/32_config.ipynb #79e3661c
 def _seeds(config):

@@ -28,7 +28,7 @@ from ..core.callbacks import Logs, progress_style
 from ..core.environment import code_hash, environment
 from ..core.errors import GeonbError
 from ..core.executor import fit_population
-from ..core.run import now
+from ..core.run import now, writing
 
 # %% ../../nbs/api/chromatic/35_population.ipynb #87c1840c
 ANALYSIS = ("seed", "reps", "bootstraps", "against", "seeds", "first_seed", "seed_list")   # these change what is computed from members, or how many there are, but no member
@@ -49,6 +49,7 @@ def worker_name() -> str:
         return f"dask {get_worker().name}"
     except (ImportError, ValueError): return multiprocessing.current_process().name
 
+@writing("what a member leaves")
 def leave_member(
     folder,             # of the member; what it leaves comes into its subfolder export
     net,                # trained network
@@ -160,7 +161,8 @@ def train(self:Population, progress="auto"):   # itself
     "Train what is missing."
     if not self.missing(): return self
     place = self.run.path/"data"
-    if not (place/"data.json").is_file(): keep_data(place, self.data)
+    if not (place/"data.json").is_file():
+        with writing("the pictures for the members"): keep_data(place, self.data)
     done, told = [], Told(len(self.seeds), len(self.seeds) - len(self.missing()), progress)
     if self.stack(): self.train_stacked(told)
     else:

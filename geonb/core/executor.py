@@ -7,6 +7,7 @@ __all__ = ['SerialExecutor', 'single_thread', 'follow_parent', 'pool_worker', 'g
            'every_worker', 'Crew', 'failure', 'finished', 'fit_member', 'fit_population', 'fit_job']
 
 # %% ../../nbs/api/core/11_executor.ipynb #fc73f8dd
+import gc
 import os
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -186,7 +187,8 @@ def fit_member(
     with WriterLock(space.path/".lock").acquire(f"member {member}"):
         try: t = fit(make(member), space, checkpoint_seconds=seconds); t.task.leave(t)
         finally: torch.set_num_threads(threads)
-    return {"member": member, "history": t.history, "step": t.step, "skips": t.skips, "rollbacks": t.rollbacks}
+    history = {"member": member, "history": t.history, "step": t.step, "skips": t.skips, "rollbacks": t.rollbacks}; del t
+    gc.collect(); return history   # trainer and callbacks know each other: a worker that lives on would keep the pictures of every member it had
 
 # %% ../../nbs/api/core/11_executor.ipynb #7c3f9d70
 def fit_population(

@@ -180,7 +180,7 @@ def public_parameters(
 ) -> dict:               # what a bundle may tell
     "Parameters without those that only concern this machine; of an absolute path only the file name stays."
     out = {k: v for k, v in config.model_dump(mode="json").items() if k not in config.transparent}
-    for k in ("dataset", "start"):   # the two that may be paths
+    for k in ("dataset", "start", "against"):   # those that may be paths
         if isinstance(out.get(k), str) and (out[k].startswith(("/", "~")) or Path(out[k]).is_absolute()): out[k] = Path(out[k]).name
     return out
 
