@@ -8,7 +8,6 @@ __all__ = ['HOME', 'TESTED', 'PERMUTED', 'REPORTS', 'placed', 'main_metric', 'an
            'read_reports', 'summary_record', 'write_artifacts', 'write_array']
 
 # %% ../../nbs/api/chromatic/43_analysis.ipynb #d5a55f2d
-import io
 import numpy as np
 from pathlib import Path
 from .distances import METRICS
@@ -20,6 +19,7 @@ from .nulls import NULLS, model_cloud, prepared_distances
 from .records import allowed, crossed, feature_record, featureless, logged_factors, material, member_scores, metric_record, picture_record, plain, source_record, view_record
 from .report import ensemble_text, report_markdown
 from .stability import retrained
+from ..core.artifacts import write_npy
 from ..core.atomic import read_json, write_bytes, write_json
 from ..core.errors import UsageError, did_you_mean
 from ..core.executor import finished
@@ -272,5 +272,5 @@ def write_array(
     path,    # .npy
     array,   # numbers
 ):
-    "An array as npy, whole or not at all."
-    buffer = io.BytesIO(); np.save(buffer, np.asarray(array, np.float64)); write_bytes(path, buffer.getvalue())
+    "Numbers as npy, in double precision."
+    write_npy(path, np.asarray(array, np.float64))

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from .networks import make_net, widened
 from .splits import Splits, make_splits
+from ..core.artifacts import write_npy
 from ..core.atomic import read_json, sha256, write_json
 from ..core.seeds import stream
 from ..core.training import Stage, Task
@@ -107,7 +108,7 @@ def keep_data(
 ):
     "Write the data where workers can map them."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    for k, v in dict(images=data.images, labels=data.splits.labels, test_images=data.test.images, test_labels=data.test.labels, test_ids=data.test.ids).items(): np.save(folder/f"{k}.npy", v)
+    for k, v in dict(images=data.images, labels=data.splits.labels, test_images=data.test.images, test_labels=data.test.labels, test_ids=data.test.ids).items(): write_npy(folder/f"{k}.npy", v)
     write_json(folder/"data.json", {"fast": data.splits.fast, "mean": data.mean, "std": data.std, "class_names": data.class_names, "name": data.name, "split": data.splits.sha256,
                                     "files": {f.name: sha256(f) for f in sorted(folder.glob("*.npy"))}})
 

@@ -23,6 +23,7 @@ from .folder import write_index, write_logits
 from .member_task import MemberTask, PopulationData, Recipe, Streams, answers, keep_data, kept_data
 from .networks import make_net
 from .repel import Anchors, PoolStream, Repulsion, bandwidth, waves
+from ..core.artifacts import write_npy
 from ..core.atomic import canonical_json, read_json, sha256, write_json
 from ..core.callbacks import Logs, progress_style
 from ..core.environment import code_hash, environment
@@ -63,10 +64,10 @@ def leave_member(
     from safetensors.torch import save_file
     folder = Path(folder); out = folder/"export"; out.mkdir(exist_ok=True); seed = record["seed"]
     for role in ("probe", "calib", "test"): write_logits(out/f"{role}_logits_seed{seed}.npz", answers(net, data.held(role, device)).numpy())
-    np.save(out/"pool.npy", answers(net, data.held("pool", device)).numpy())
+    write_npy(out/"pool.npy", answers(net, data.held("pool", device)).numpy())
     first = data.held("probe", device); first.n = min(512, first.n)
     write_logits(out/f"features_seed{seed}.npz", answers(net, first, net.features).numpy(), "features")
-    np.save(out/"trace.npy", torch.stack(trace).numpy()); write_json(out/"history.json", history)
+    write_npy(out/"trace.npy", torch.stack(trace).numpy()); write_json(out/"history.json", history)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}, out/"model.safetensors", {"format": "pt"})
     env = environment(); versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "geonb": env.get("geonb", "")}
     record = record | {"code": code_hash("chromatic"), "versions": versions, "host": sha256(f"geonb {platform.node()}".encode())[:8], "device": str(device), "threads": torch.get_num_threads(), "worker": worker_name(), "finished": now()}
