@@ -124,7 +124,13 @@ def test_a_scheduler_by_its_address_and_a_worker_killed(cluster, serial, tmp_pat
 
 # ---- workers that die ----
 
-def pool_workers(): return [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+def commanded(p):
+    "The command line of a process; none of one that ended since it was listed."
+    try: return " ".join(p.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess): return ""
+
+
+def pool_workers(): return [p for p in psutil.Process().children(recursive=True) if "spawn_main" in commanded(p)]
 
 
 def test_a_killed_worker_changes_nothing(serial, tmp_path, monkeypatch):
