@@ -108,6 +108,9 @@ class Explorer:
     def dress(self, state): return {}                        # what of the layout goes with the state
     def first(self): return self.State()                     # what the controls start from
     def opening(self): return self.first()                   # shown by a still before anything was touched
+    def listen(self): pass                                   # called once, when the figure lives: clicks, lassos
+    def beside(self): return []                              # widgets below the figure
+    slow, _timer = (), None                                  # controls whose drawing waits until they rest; what waits
     def arrange(self, inputs):
         "The controls in a row that wraps."
         import ipywidgets as w
@@ -124,9 +127,10 @@ def widget(self:Explorer):
     if self._widget is None:
         import ipywidgets as w, plotly.graph_objects as go
         self.inputs, self.live, self.words, self.problem = self.controls(), go.FigureWidget(self.figure(self.first()).update_layout(title_text=self.title)), w.HTML(), w.HTML()
-        self._widget = w.VBox([w.HTML(STYLE), self.arrange(self.inputs), self.live, self.words, self.problem])
+        self._widget = w.VBox([w.HTML(STYLE), self.arrange(self.inputs), self.live, self.words, self.problem, *self.beside()])
         self._widget.add_class("geonb-explorer"); self.draw(self.state)
-        for one in self.inputs.values(): one.observe(lambda _: self.follow(), "value")
+        for name, one in self.inputs.items(): one.observe(lambda _, name=name: self.later(self.follow) if name in self.slow else self.follow(), "value")
+        self.listen()
     return self._widget
 
 @patch(as_prop=True)
@@ -150,12 +154,37 @@ def draw(self:Explorer,
     self.problem.value = ""
 
 @patch
+def say(self:Explorer,
+    sentence: str,   # what went wrong; "" takes the last one away
+):
+    "A sentence below the figure."
+    import html
+    self.problem.value = f'<div class="geonb-problem" role="alert">{html.escape(sentence)}</div>' if sentence else ""
+
+@patch
+def guard(self:Explorer,
+    f,       # to be called
+    *args,   # with these
+):           # what it gives; None where it failed
+    "Call it; what goes wrong is said below the figure, and the picture stands. Every callback of a widget goes through here: an exception in one would vanish."
+    try: return f(*args)
+    except Exception as e: self.say(str(e) if isinstance(e, GeonbError) else f"the picture could not be updated ({type(e).__name__}: {e}); the last one stays")
+
+@patch
+def later(self:Explorer,
+    f,                       # to be called, guarded
+    seconds: float = .15,    # of rest before it is
+):
+    "Call it when no newer call has come for a moment; at once where no loop is running, as in a script."
+    import asyncio
+    if self._timer: self._timer.cancel(); self._timer = None
+    try: self._timer = asyncio.get_running_loop().call_later(seconds, self.guard, f)
+    except RuntimeError: self.guard(f)
+
+@patch
 def follow(self:Explorer):
     "Draw what the controls say; what goes wrong is said below the figure."
-    import html
-    if self._held: return
-    try: self.draw(self.state)
-    except Exception as e: self.problem.value = f'<div class="geonb-problem" role="alert">{html.escape(str(e) if isinstance(e, GeonbError) else f"the picture could not be updated ({type(e).__name__}: {e}); the last one stays")}</div>'
+    if not self._held: self.guard(lambda: self.draw(self.state))
 
 @patch
 def go(self:Explorer,
