@@ -12,6 +12,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/".ci"))   # check.py, docs.py and install.py are tested here too
 
 
+LONG = ("test_conformance", "test_fuzz", "test_docs", "test_browser", "test_pentachora_training", "test_ternary_training", "test_operators", "test_chromatic_run", "test_training")   # what takes longest, longest first
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "What is given to one worker whole: a file, since its tests share what they made; of the two files about every run notebook, the tests of one notebook. What takes long begins first, so that no worker waits for the other at the end."
+    place = lambda item: next((i for i, name in enumerate(LONG) if item.path.stem.startswith(name)), len(LONG))
+    items.sort(key=place)   # stable: within a file nothing moves
+    for item in items:
+        one = getattr(item, "callspec", None) and (item.callspec.params.get("row") or item.callspec.params.get("name")) if item.path.stem in LONG[:2] else None
+        item.add_marker(pytest.mark.xdist_group(item.path.stem + (f"-{getattr(one, 'notebook', one)}" if one else "")))
+
+
 @pytest.fixture(autouse=True)
 def runs_root(tmp_path_factory, monkeypatch):
     "A runs root of this test's own, named by GEONB_RUNS."
