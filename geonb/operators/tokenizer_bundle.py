@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'FRONT', 'USE', 'OperatorTokenizer', 'opened', 'safe', 'default_dataset', 'task_name', 'started_from',
            'write_model', 'read_model', 'number', 'interval', 'card_rows', 'card', 'written_categories',
-           'read_categories', 'save', 'load_tokenizer']
+           'read_categories', 'save', 'load_tokenizer', 'plan_of']
 
 # %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #f4e12c9b
 import json
@@ -19,11 +19,12 @@ from fastcore.basics import patch
 from ..core.artifacts import peak_memory, read_npz, write_npz
 from ..core.atomic import read_json, write_bytes, write_json
 from ..core.bundles import described, start_bundle
-from ..core.errors import CheckFailed, UsageError
+from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from ..core.run import public_parameters
 from .categories import Categories
 from .cleaning import FeatureTable
 from .dynamics import one_thread
+from .plan import Plan
 from .registry import PATHS, extract
 from .store import Store, open_store
 from .tokenizer import CategoricalHierarchicalVQVAE, CategoricalVQVAEConfig
@@ -240,7 +241,7 @@ def save(
         write_model(folder, task.net, run.config_sha256); data.inputs.save(folder); write_json(folder/"categories.json", written_categories(data))
         parts = ("train", "val", "test"); write_npz(folder/"splits.npz", **{k: report.tokens[k] for k in parts}); write_npz(folder/"tokens.npz", **{k: v for k, v in report.tokens.items() if k not in parts})
         write_npz(folder/"latents.npz", **report.latents); write_bytes(folder/"report.json", (json.dumps(report.report, indent=1, allow_nan=False) + "\n").encode())   # in its own order: what leads stands first
-        write_bytes(folder/"README.md", card(report, task.config, size).encode())
+        write_json(folder/"plan.json", {"data": data.store.sha256, "plan": data.store.plan.as_dict()}); write_bytes(folder/"README.md", card(report, task.config, size).encode())
     h = report.report["headline"]; manifest = {"chosen": report.chosen, "counters": report.counters, "parameters": {"total": size}, "test": h, "peak_memory_mib": peak_memory(),
         "headline": {"R²": h["r2"], "bits": round(h["bits"], 2), "perplexity/K": h["perplexity"], "topo e2e": h["topo_e2e"]["pearson"]}}
     plan = data.store.plan; model = {"kind": "tokenizer", "preset": task.config.preset, "quantizer": task.config.quantizer, "config": task.net.config.model_dump(mode="json"), "extraction": {"baseline": plan.baseline, "cv": plan.cv}}
@@ -255,3 +256,23 @@ def load_tokenizer(
     try: net = CategoricalHierarchicalVQVAE(CategoricalVQVAEConfig(**model["config"])); extraction = {k: model["extraction"][k] for k in ("baseline", "cv")}
     except (KeyError, TypeError, UsageError) as e: raise CheckFailed(f"config.json of {b.name} describes no tokenizer ({e})") from None
     return OperatorTokenizer(read_model(b, net), TokenizerInputs.load(b), read_categories(b/"categories.json"), extraction, b.name)
+
+# %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #85b58fa3
+def plan_of(
+    path,           # folder of a finished tokenizer
+    dataset=None,   # the data set it was trained on: file, bundle or run id; None: what the bundle says itself
+    root=None,      # runs root in which ids are looked up
+) -> tuple:         # (`Plan`, where it was found: a name)
+    "What made the operators of a tokenizer. Raises DataMissing when neither its bundle nor its data set is at hand."
+    path = Path(path); _, config = described(path, "operators"); wanted, named = config["data"].get("dataset"), config["parameters"].get("dataset")
+    def checked(store):
+        if store.sha256 != wanted: raise UsageError(f"{store.path.name} is another data set than that of {path.name}: it starts with {store.sha256[:12]}, the tokenizer's with {str(wanted)[:12]}")
+        return store.plan, store.path.parent.name if store.path.name == "dataset.h5" else store.path.name
+    if dataset is not None: return checked(open_store(dataset, root))
+    if (path/"plan.json").is_file():
+        try: return Plan.from_dict(read_json(path/"plan.json")["plan"]), "plan.json"
+        except (KeyError, TypeError, AttributeError, ValueError, UsageError) as e: raise CheckFailed(f"plan.json of {path.name} describes no data set ({e})") from None
+    try:
+        if named is not None: return checked(open_store(named, root))
+    except GeonbError: pass   # said below: the name alone helps nobody
+    raise DataMissing(f"{path.name} was written without plan.json, and its data set ({named or 'the default one'}, {str(wanted)[:12]}) is not at hand: name it as dataset, or train the tokenizer again")
