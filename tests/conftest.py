@@ -1,5 +1,6 @@
 "Every test: offline, its own runs root, one thread for torch in this process and in those it starts."
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,14 +16,23 @@ sys.path.insert(0, str(ROOT/".ci"))   # check.py, docs.py and install.py are tes
 LONG = ("test_conformance", "test_fuzz", "test_docs", "test_browser", "test_pentachora_training", "test_ternary_training", "test_operators", "test_chromatic_run", "test_training")   # what takes longest, longest first
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    "What is given to one worker whole: a file, since its tests share what they made; of the two files about every run notebook, the tests of one notebook. What takes long begins first, so that no worker waits for the other at the end."
-    place = lambda item: next((i for i, name in enumerate(LONG) if item.path.stem.startswith(name)), len(LONG))
-    items.sort(key=place)   # stable: within a file nothing moves
-    for item in items:
-        one = getattr(item, "callspec", None) and (item.callspec.params.get("row") or item.callspec.params.get("name")) if item.path.stem in LONG[:2] else None
-        item.add_marker(pytest.mark.xdist_group(item.path.stem + (f"-{getattr(one, 'notebook', one)}" if one else "")))
+    "What takes long begins first, so that no worker waits for the other at the end; within a file nothing moves."
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if item.path.stem.startswith(name)), len(LONG)))
+
+
+def whole(nodeid):
+    "What one worker is given: a file, since its tests share what they made; of the two files about every run notebook, the tests of one notebook."
+    file, _, rest = nodeid.partition("::"); about = re.search(r"\[.*?((?:train|generate|chromatic)_\w+)", rest)
+    return f"{file} {about[1]}" if about and Path(file).stem in LONG[:2] else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "`--dist loadfile`, with the pieces above (its `loadgroup` writes into a field of an item that pytest no longer reads)."
+    from xdist.scheduler import LoadScopeScheduling
+    if config.getvalue("dist") != "loadfile": return None
+    return type("ByNotebook", (LoadScopeScheduling,), {"_split_scope": lambda self, nodeid: whole(nodeid)})(config, log)
 
 
 @pytest.fixture(autouse=True)
