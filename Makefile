@@ -7,7 +7,7 @@
 #   make docs            the site in _docs/ (Quarto when it is on PATH, else plain HTML), links checked
 #   make readme          README.md from nbs/index.ipynb
 #   make bench LAB=name  measure one laboratory against its peers and rewrite its results file
-#   make assets          package data in geonb/assets/
+#   make assets          train the examples in geonb/assets/ anew (some minutes); ARGS=chromatic: only that one
 #   make clean           remove what the other targets made, except .venv and papermill_runs/
 #
 #   PYTHON=python3.12    the interpreter .venv is made with (3.11 to 3.13)
@@ -61,8 +61,8 @@ bench: $(READY)
 	mkdir -p papermill_runs/benchmarks
 	$(BIN)/python -m papermill "nbs/benchmarks/$(LAB).ipynb" "papermill_runs/benchmarks/$(LAB).ipynb" --cwd nbs/benchmarks -p full true $(ARGS)
 
-assets:
-	@echo "make assets: nothing to make; geonb carries no package data yet"
+assets: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/assets.py $(ARGS)
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
