@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..core.bundles import find_run, list_runs, require_sound, run_row
 from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
+from .live import live_figure
 
 # %% ../../nbs/api/explorers/90_shell.ipynb #0b47f9c6
 def read_arrays(
@@ -125,10 +126,10 @@ class Explorer:
 def widget(self:Explorer):
     "The shell: controls above one figure that is updated in place; made when first asked for."
     if self._widget is None:
-        import ipywidgets as w, plotly.graph_objects as go
-        self.inputs, self.live, self.words, self.problem = self.controls(), go.FigureWidget(self.figure(self.first()).update_layout(title_text=self.title)), w.HTML(), w.HTML()
-        self._widget = w.VBox([w.HTML(STYLE), self.arrange(self.inputs), self.live, self.words, self.problem, *self.beside()])
-        self._widget.add_class("geonb-explorer"); self.draw(self.state)
+        import ipywidgets as w
+        self.inputs, self.live, self.words, self.problem = self.controls(), live_figure(self.figure(self.first()).update_layout(title_text=self.title), open=False), w.HTML(), w.HTML()
+        above, below, self._widget = self.arrange(self.inputs), self.beside(), w.VBox(); self.draw(self.state); self.live.open()   # the page's first message holds all: a picture that needs a second one can be missed
+        self._widget.children = [w.HTML(STYLE), above, self.live, self.words, self.problem, *below]; self._widget.add_class("geonb-explorer")
         for name, one in self.inputs.items(): one.observe(lambda _, name=name: self.later(self.follow) if name in self.slow else self.follow(), "value")
         self.listen()
     return self._widget
