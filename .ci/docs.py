@@ -3,6 +3,7 @@
     python .ci/docs.py readme           README.md (and its pictures) from nbs/index.ipynb
     python .ci/docs.py build [FOLDER]   the site in FOLDER (_docs), links checked, without Quarto
     python .ci/docs.py check            build the site in a temporary folder, only to check it
+    python .ci/docs.py films FOLDER     make a finished site move, e.g. one that Quarto built
 
 The build runs nbdev's own processing step on a temporary copy (show_doc, doc links, directives, front matter: what breaks in
 practice) and turns its result into plain HTML."""
@@ -21,18 +22,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check import ROOT, copy_tree
 
 PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} – geonb</title><link rel="stylesheet" href="{up}styles.css">
-<script>MathJax = {{tex: {{inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}}}}</script>
-<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>
-<style>{pygments}
-body {{ display: flex; gap: 2rem; margin: 0 auto; max-width: 78rem; padding: 1rem; font: 16px/1.55 system-ui, sans-serif; color: #1f2937 }}
-nav {{ flex: 0 0 14rem; font-size: .85rem }} nav a {{ display: block; color: #475569; text-decoration: none }} nav b {{ display: block; margin-top: .6rem }}
-main {{ flex: 1; min-width: 0 }} pre {{ overflow-x: auto; background: #f8fafc; padding: .6rem .8rem; border-radius: .3rem }}
-.anchor-link {{ display: none }} table {{ border-collapse: collapse }} td, th {{ border: 1px solid #e2e8f0; padding: .2rem .5rem }}
-.jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }} img {{ max-width: 100% }}
-</style></head><body><nav>{nav}</nav><main>{body}</main></body></html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{title} – geonb</title><link rel="stylesheet" href="{up}styles.css"><link rel="icon" href="data:,">
+{math}<style>{pygments}
+:root {{ --ink: #1f2937; --soft: #475569; --ground: #fff; --inset: #f8fafc; --line: #e2e8f0; --link: #1d4ed8 }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e2e8f0; --soft: #a9b6c8; --ground: #12161d; --inset: #1b212b; --line: #313a48; --link: #8ab4ff }} main img {{ background: #fff; border-radius: .3rem }} }}
+body {{ display: flex; gap: 2rem; margin: 0 auto; max-width: 80rem; padding: 1rem; font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground) }}
+a {{ color: var(--link) }} main {{ flex: 1; min-width: 0 }} img {{ max-width: 100%; height: auto }}
+nav.book {{ flex: 0 0 14rem; font-size: .85rem }} nav.book a {{ display: block; padding: .1rem 0; color: var(--soft); text-decoration: none }} nav.book a:hover {{ text-decoration: underline }}
+nav.book a[aria-current] {{ color: var(--ink); font-weight: 600 }} nav.book summary {{ margin-top: .5rem; font-weight: 600; cursor: pointer }} nav.book details > *:not(summary) {{ margin-left: .8rem }} nav.book > a {{ font-weight: 600 }}
+nav.turn {{ display: flex; justify-content: space-between; gap: 1rem; margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) }}
+pre {{ overflow-x: auto; background: var(--inset); padding: .6rem .8rem; border-radius: .3rem }} .highlight {{ background: none }} code {{ background: var(--inset) }} blockquote {{ margin-left: 0; padding-left: 1rem; border-left: 3px solid var(--line) }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }} td, th {{ border: 1px solid var(--line); padding: .2rem .5rem }}
+.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }}
+@media (max-width: 52rem) {{ body {{ flex-direction: column-reverse }} nav.book {{ flex: none }} }}
+</style></head><body><nav class="book" aria-label="all pages">{nav}</nav><main>{body}{turn}</main></body></html>
 """
+MATH = """<script>MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}}</script>
+<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>
+"""   # the one thing a page takes from elsewhere, and only a page with formulae
 
 
 # --- README
@@ -96,21 +104,50 @@ def pages(proc):
     return found
 
 
-def navigation(found, here):
-    "Links to all pages, by folder, as seen from page `here`."
-    up, folder, out = "../"*here.count("/"), None, []
-    for _, page, title, _, _ in found:
-        if posixpath.dirname(page) != folder:
-            folder = posixpath.dirname(page); out.append(f"<b>{html.escape(folder or 'geonb')}</b>")
-        out.append(f'<a href="{up}{page}">{html.escape(title)}</a>')
-    return "\n".join(out)
+def outline(root):
+    "The book: what _quarto.yml says of the sidebar, as [notebook below nbs/ or (section, [...])], patterns resolved, without what is not there."
+    import yaml
+    nbs = Path(root)/"nbs"
+    def resolved(entries):
+        out = []
+        for e in [entries] if isinstance(entries, str) else entries:
+            if isinstance(e, str): out += [p.relative_to(nbs).as_posix() for p in sorted(nbs.glob(e)) if ".ipynb_checkpoints" not in p.parts]
+            elif inner := resolved(e["contents"]): out.append((e["section"], inner))
+        return out
+    return resolved(yaml.safe_load((Path(root)/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"])
 
 
-def to_html(found, proc, out):
+def leaves(book):
+    "Notebooks of the book, in reading order."
+    return [n for e in book for n in (leaves(e[1]) if isinstance(e, tuple) else [e])]
+
+
+def navigation(book, known, here):
+    "The book as links seen from page `here`, its own section open; `known`: notebook -> (page, title)."
+    up = "../"*here.count("/")
+    def link(n): page, title = known[n]; return f'<a href="{up}{page}"{" aria-current=page" if page == here else ""}>{html.escape(title)}</a>'
+    def part(e):
+        if not isinstance(e, tuple): return link(e) if e in known else ""
+        return f'<details{" open" if here in {known[n][0] for n in leaves(e[1]) if n in known} else ""}><summary>{html.escape(e[0])}</summary>{"".join(map(part, e[1]))}</details>'
+    return "\n".join(map(part, book))
+
+
+def turning(book, known, here):
+    "Links to the page before and the page after."
+    order, up = [known[n] for n in leaves(book) if n in known], "../"*here.count("/")
+    i = next((i for i, (page, _) in enumerate(order) if page == here), None)
+    if i is None: return ""
+    one = lambda j, text: f'<a href="{up}{order[j][0]}">{text.format(html.escape(order[j][1]))}</a>' if 0 <= j < len(order) else "<span></span>"
+    return f'<nav class="turn" aria-label="pages before and after">{one(i-1, "← {}")}{one(i+1, "{} →")}</nav>'
+
+
+def to_html(found, proc, out, book):
     "Write every page under `out`, links to notebooks turned into links to pages."
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
     made = {p.relative_to(proc).as_posix(): page for p, page, *_ in found}
+    known = {p.relative_to(proc).as_posix(): (page, title) for p, page, title, *_ in found}
+    light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("default", "github-dark"))
     for p, page, title, subtitle, nb in found:
         for c in nb.cells:                           # Quarto's fences mean nothing here
             if c.cell_type == "markdown": c.source = re.sub(r'^:{3,}.*$|\{target="_blank"[^}]*\}', "", c.source, flags=re.M)
@@ -130,8 +167,9 @@ def to_html(found, proc, out):
         body = re.sub(r'href="([^"]+\.ipynb(?:#[^"]*)?)"', relink, body)
         head = f"<h1>{html.escape(title)}</h1>\n<p><em>{html.escape(subtitle)}</em></p>\n"
         (out/page).parent.mkdir(parents=True, exist_ok=True)
-        (out/page).write_text(PAGE.format(title=html.escape(title), up="../"*page.count("/"), nav=navigation(found, page), body=head+body,
-                                          pygments=HtmlFormatter().get_style_defs(".highlight")), encoding="utf-8")
+        formula = re.search(r"\$[^$\n]+\$|\$\$|\\\\\(", re.sub(r"<pre.*?</pre>|<code.*?</code>", "", body, flags=re.S))
+        (out/page).write_text(PAGE.format(title=html.escape(title), up="../"*page.count("/"), nav=navigation(book, known, page), turn=turning(book, known, page), body=head+body, math=MATH if formula else "",
+                                          pygments=light+"\n@media (prefers-color-scheme: dark) {"+dark+"}"), encoding="utf-8")
 
 
 class Links(HTMLParser):
@@ -175,13 +213,20 @@ def build(out, root=ROOT):
                     (to := out/f.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True); shutil.copy2(f, to)
             found = pages(proc)
             missing = [f"{p.relative_to(tmp)} gave no page" for p in (Path(tmp)/"tree"/"nbs").rglob("*.ipynb") if not (proc/p.relative_to(Path(tmp)/"tree"/"nbs")).exists()]
-            to_html(found, proc, out)
+            book = outline(Path(tmp)/"tree"); placed = leaves(book)
+            missing += [f"nbs/{n} stands in no section of _quarto.yml" for p, *_ in found if (n := p.relative_to(proc).as_posix()) not in placed]
+            to_html(found, proc, out, book)
+            from geonb.explorers.pages import publish
+            publish(out)
         finally: os.chdir(back); sys.path[:] = [p for p in sys.path if not p.startswith(tmp)]
     return missing + broken_links(out, cfg["doc_host"]+cfg["doc_baseurl"])
 
 
 def main(what="", folder="_docs"):
     if what == "readme": return write_readme()
+    if what == "films":
+        from geonb.explorers.pages import publish
+        return print(*(f"{name}: {size/1e6:.1f} MB" for name, size in publish(folder).items()), sep="\n")
     if what not in ("build", "check"): sys.exit(__doc__)
     with tempfile.TemporaryDirectory(prefix="geonb-") as tmp:
         out = Path(folder) if what == "build" else Path(tmp)/"site"
