@@ -25,17 +25,21 @@ RECIPES = {
 
 
 def make(name, parameters):
-    "Train one, look at it, put it in its place. Gives its run id."
+    "Train one and look at it. Gives its run id and folder."
     from geonb.app.execute import run
-    from geonb.core.assets import lean
-    from geonb.core.atomic import replace_folder
     from geonb.core.errors import CheckFailed
     notebook, chosen = RECIPES[name]; print(f"== {name}", flush=True)
     done = run(notebook, dict(device="cpu", threads=1, progress="lines", **chosen, **parameters), stdout=sys.stdout)
     if done["problems"]: raise CheckFailed(f"{name}: {done['problems'][0]}")
-    ASSETS.mkdir(exist_ok=True); replace_folder(lean(done["path"], ASSETS/f".{name}.new"), ASSETS/name)
-    print(f"{name}: {size(ASSETS/name)/1e6:.2f} MB, {done['headline']}", flush=True)
-    return done["run_id"]
+    print(f"{name}: {done['headline']}", flush=True)
+    return done["run_id"], done["path"]
+
+
+def place(name, path):
+    "Put one where the others are."
+    from geonb.core.assets import lean
+    from geonb.core.atomic import replace_folder
+    ASSETS.mkdir(exist_ok=True); replace_folder(lean(path, ASSETS/f".{name}.new"), ASSETS/name)
 
 
 def size(folder): return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -50,10 +54,12 @@ def main(names):
     with tempfile.TemporaryDirectory(prefix="geonb-assets-") as root:
         os.environ["GEONB_RUNS"] = root; os.chdir(ROOT); made = {}
         try:
-            for n in names: made[n] = make(n, dict(dataset=made["operators_data"]) if n == "operators" else {})
+            for n in names: made[n] = make(n, dict(dataset=made["operators_data"][0]) if n == "operators" else {})
+            for n in names: place(n, made[n][1])   # only now: a checkout that was changed by the first would be dirty for the second
         except GeonbError as e: sys.exit(f"make assets: {e}")
     bad = [f"{n}: {why}" for n in RECIPES if (ASSETS/n).is_dir() for why in verify_bundle(ASSETS/n)]
-    total = sum(size(ASSETS/n) for n in RECIPES if (ASSETS/n).is_dir()); print(f"{total/1e6:.2f} MB in geonb/assets/")
+    sizes = {n: size(ASSETS/n) for n in RECIPES if (ASSETS/n).is_dir()}; total = sum(sizes.values())
+    print(", ".join(f"{n} {b/1e6:.2f}" for n, b in sizes.items()) + f": {total/1e6:.2f} MB in geonb/assets/")
     if total > ROOM: bad.append(f"{total:,} bytes are more than the {ROOM:,} there is room for")
     if bad: sys.exit("make assets: " + "; ".join(bad))
 

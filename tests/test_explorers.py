@@ -181,7 +181,7 @@ HELD = dict(latents=np.zeros((8, 17), np.float32), labels=np.arange(8), predicte
 
 
 def test_finished_bundle_by_folder_by_id_and_as_the_newest(runs_root, arrays):
-    assert SimplexExplorer().title == "a demonstration, not a run"
+    assert SimplexExplorer().title.startswith("example: digits, seed 0, run ")
     old = bundle(runs_root, arrays=arrays, heldout=HELD); bundle(runs_root, "aaaaaaaaaa-r1", trajectory(seed=1), started="2026-02-01T00:00:00Z"); bundle(runs_root, "bbbbbbbbbb-r1", started="2026-03-01T00:00:00Z")
     by_folder, by_id, newest = SimplexExplorer(old), SimplexExplorer("01234"), SimplexExplorer()
     assert by_folder.title == by_id.title == "digits, seed 3, run 0123456789-r1" and "aaaaaaaaaa-r1" in newest.title

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
+from ..core.assets import example_of, is_example
 from ..core.bundles import find_run, list_runs, require_sound, run_row
 from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from .live import live_figure
@@ -45,21 +46,21 @@ def sound_run(
 
 # %% ../../nbs/api/explorers/90_shell.ipynb #f5af4ea0
 def open_arrays(
-    source,            # bundle folder or run id; an .npz file; arrays by name; None: the newest finished run
+    source,            # bundle folder or run id; an .npz file; arrays by name; None: the newest finished run, else the example
     laboratory: str,   # whose runs are shown
     check,             # (arrays, how messages name them) -> arrays
     root=None,         # runs root
-) -> tuple:            # (arrays, title, run folder or None); (None, "", None) when there is no run yet
+) -> tuple:            # (arrays, title, run folder or None); (None, "", None) where there is neither run nor example
     "Find and check the trajectory that an explorer shall show."
     if source is None:
         found = [r for r in list_runs(root) if (r["status"], r["laboratory"]) == ("finished", laboratory) and (Path(r["path"])/"trajectory.npz").is_file()]
-        if not found: return None, "", None
-        source = found[-1]["path"]
+        source = found[-1]["path"] if found else example_of(laboratory)
+        if source is None: return None, "", None
     if hasattr(source, "keys"): return check(source, "the trajectory given"), "arrays given", None
     if not isinstance(source, (str, Path)): raise UsageError(f"a {type(source).__name__} is no trajectory: give a bundle's folder, a run id, an .npz file, arrays by name, or None")
     if str(source).endswith(".npz"): return check(read_arrays(Path(source).expanduser()), Path(source).name), Path(source).name, None
     path, title = sound_run(source, laboratory, root)
-    return check(read_arrays(path/"trajectory.npz"), f"trajectory.npz of {path.name}"), title, path
+    return check(read_arrays(path/"trajectory.npz"), f"trajectory.npz of {path.name}"), ("example: " if is_example(path) else "") + title, path
 
 # %% ../../nbs/api/explorers/90_shell.ipynb #dee69ef8
 def whole(
