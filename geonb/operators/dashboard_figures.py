@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAMILY_COLOURS', 'PANELS', 'ROWS', 'family_colour', 'in_order', 'provenance', 'signed', 'plain_log', 'cut', 'short',
-           'numbered', 'figures_text', 'draw_flow', 'draw_curves', 'draw_usage', 'draw_errors', 'draw_table_of_figures',
-           'draw_codes', 'draw_centroids', 'draw_statistics', 'draw_ranks', 'draw_membership', 'draw_sizes',
-           'draw_families', 'draw_used', 'draw_topology', 'draw_correlation', 'draw_features', 'Panel', 'per', 'eights',
-           'panel_of', 'panel_figure', 'page']
+           'numbered', 'figures_text', 'draw_flow', 'draw_curves', 'draw_usage', 'draw_errors', 'key_figures',
+           'draw_table_of_figures', 'draw_codes', 'draw_centroids', 'code_statistics', 'draw_statistics', 'draw_ranks',
+           'draw_membership', 'draw_sizes', 'draw_families', 'draw_used', 'draw_topology', 'draw_correlation',
+           'draw_features', 'Panel', 'per', 'eights', 'panel_of', 'panel_figure', 'page']
 
 # %% ../../nbs/api/operators/51_dashboard_figures.ipynb #5a4bd1cc
 from dataclasses import dataclass, field
@@ -112,15 +112,17 @@ def draw_errors(axes, d):
     handles = sorted(ax.get_legend_handles_labels()[0], key=lambda h: not hasattr(h, "patches")); ax.set_xlim(0); ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(.5, 0), borderaxespad=4.5, ncols=3, frameon=False)
 
 # %% ../../nbs/api/operators/51_dashboard_figures.ipynb #3fb80c00
-def draw_table_of_figures(axes, d):
-    "The table of key figures: what a reader should ask first stands on top."
+def key_figures(d):   # rows (name, value, what it means)
+    "The key figures: what a reader should ask first stands on top."
     v, r, b, t, named = figures_text, d["r2"], d["bits"], d["topology"], d["named_r2"]; unstable = d["stability"] is not None and d["stability"] < .6
     first = [] if named is None else [("R² of named features", v(named["r2"]), f"95 % interval {v(named['low'])} to {v(named['high'])}, by ridge regression from the tokens")]
-    draw_table(axes[0], first + [("R² of the features" if named is None else "R² of its own target", v(r["r2"]), f"pooled, 95 % interval {v(r['low'])} to {v(r['high'])}; over features: median {v(r['p50'])}, 5 % below {v(r['p05'])}"), ("bits in use", v(b["marginal"], 1), f"sum over codebooks; {v(b['joint_corrected'], 1)} by category, {v(b['nominal'], 1)} nominal"),
+    return first + [("R² of the features" if named is None else "R² of its own target", v(r["r2"]), f"pooled, 95 % interval {v(r['low'])} to {v(r['high'])}; over features: median {v(r['p50'])}, 5 % below {v(r['p05'])}"), ("bits in use", v(b["marginal"], 1), f"sum over codebooks; {v(b['joint_corrected'], 1)} by category, {v(b['nominal'], 1)} nominal"),
         ("perplexity of a codebook", v(d["perplexity"], 1), f"median; {v(d['evenness'])} of K"), ("topology, end to end", v(t["pearson"]), f"95 % interval {v(t['low'])} to {v(t['high'])}; Spearman {v(t['spearman'])}"), ("utilisation", v(d["utilisation_mean"]), f"mean of the codebooks; {v(d['utilisation_pooled'])} of all codes"),
         ("stability of the categories", v(d["stability"]), "mean adjusted Rand index of resamples" + (": these categories are UNSTABLE" if unstable else "")),
         ("quality", v(d["quality"]), f"1 − mean squared error, the original's figure; {d['constant']} constant columns raise it"), ("validation loss", v(d["val_loss"]), "not comparable between runs with different codebooks"),
-        ("categories × levels", f"{d['categories']} × {d['levels']}", f"{d['categories'] * d['levels']} codebooks"), ("features", v(d["D"]), "after cleaning"), ("epochs", v(d["epochs"]), f"epoch {d['best_epoch']} kept" if d["best_epoch"] is not None else ""), ("seed", v(d["seed"]), "one run")], (0, .26, .37))
+        ("categories × levels", f"{d['categories']} × {d['levels']}", f"{d['categories'] * d['levels']} codebooks"), ("features", v(d["D"]), "after cleaning"), ("epochs", v(d["epochs"]), f"epoch {d['best_epoch']} kept" if d["best_epoch"] is not None else ""), ("seed", v(d["seed"]), "one run")]
+
+def draw_table_of_figures(axes, d): "The table of key figures."; draw_table(axes[0], key_figures(d), (0, .26, .37))
 
 # %% ../../nbs/api/operators/51_dashboard_figures.ipynb #62c875f2
 def draw_codes(axes, d):
@@ -151,12 +153,14 @@ def draw_centroids(axes, d):
     for i in range(1, C): strip.axhline(i * L - .5, color="0.9", lw=.8)
 
 # %% ../../nbs/api/operators/51_dashboard_figures.ipynb #e79e2e9e
-def draw_statistics(axes, d):
+def code_statistics(d):   # rows (name, value, what it means)
     "Statistics of the codebooks."
     span = lambda v, digits=0: f"{v[0]:,.{digits}f} to {v[2]:,.{digits}f}" if v[0] != v[2] else f"{v[0]:,.{digits}f}"; part = lambda n: f"{n / d['codes']:.1%} of all codes"
-    draw_table(axes[0], [("codebooks", f"{d['codebooks']:,}", f"{d['single']} with a single code in use"), ("codes", f"{d['codes']:,}", "in all codebooks"), ("used", f"{d['used']:,}", part(d["used"])), ("active", f"{d['active']:,}", part(d["active"]) + ": share of at least 1/(10 K)"),
+    return [("codebooks", f"{d['codebooks']:,}", f"{d['single']} with a single code in use"), ("codes", f"{d['codes']:,}", "in all codebooks"), ("used", f"{d['used']:,}", part(d["used"])), ("active", f"{d['active']:,}", part(d["active"]) + ": share of at least 1/(10 K)"),
         ("never used", f"{d['dead']:,}", part(d["dead"])), ("K", span(d["K"]), "codes of a codebook"), ("d", span(d["d"]), "width of a code"), ("perplexity", f"{d['perplexity'][1]:.1f}", f"median of the codebooks; {span(d['perplexity'], 1)}"),
-        ("perplexity / K", f"{d['evenness'][1]:.3f}", f"median; {span(d['evenness'], 3)}"), ("bits in use", f"{d['bits']:.1f}", f"of {d['nominal_bits']:.1f} nominal")], (0, .25, .42))
+        ("perplexity / K", f"{d['evenness'][1]:.3f}", f"median; {span(d['evenness'], 3)}"), ("bits in use", f"{d['bits']:.1f}", f"of {d['nominal_bits']:.1f} nominal")]
+
+def draw_statistics(axes, d): "Statistics of the codebooks."; draw_table(axes[0], code_statistics(d), (0, .25, .42))
 
 # %% ../../nbs/api/operators/51_dashboard_figures.ipynb #a0e3992e
 def draw_ranks(axes, d):
