@@ -202,14 +202,21 @@ def execute(
     logging.getLogger("papermill").setLevel(logging.CRITICAL); stop = Stop()
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")   # a debugger's warning about frozen modules
     with stop.listening():
-        try: papermill.execute_notebook(str(notebook), str(out), parameters=params, progress_bar=False, stdout_file=Stream(stdout) if stdout else None, stderr_file=Stream(stderr) if stderr else None,
-                                        cwd=os.getcwd(), kernel_manager_class=kernel_class(env, stop), on_cell_start=stop.between_cells)
+        try: _begun(lambda: papermill.execute_notebook(str(notebook), str(out), parameters=params, progress_bar=False, stdout_file=Stream(stdout) if stdout else None, stderr_file=Stream(stderr) if stderr else None,
+                                        cwd=os.getcwd(), kernel_manager_class=kernel_class(env, stop), on_cell_start=stop.between_cells), stop)
         except PapermillExecutionError as e: raise failure(e.ename, e.evalue, stop.asked) or Unexpected(f"the notebook failed with {e.ename}: {shown(e.evalue)}") from None
         except KeyboardInterrupt: raise failure("KeyboardInterrupt", "", stop.asked) from None
         except (DeadKernelError, RuntimeError) as e:
             if stop.asked: raise failure("KeyboardInterrupt", "", stop.asked) from None
             if isinstance(e, DeadKernelError) or "ernel died" in str(e): raise Unexpected("the kernel died (killed, or out of memory)") from None
             raise
+
+def _begun(run, stop, tries=3):
+    "Kernels that begin at the same moment may choose the same port, and one of them ends before its first cell: it is begun again."
+    for left in reversed(range(tries)):
+        try: return run()
+        except RuntimeError as e:
+            if stop.asked or not left or "before replying to kernel_info" not in str(e): raise
 
 class Unexpected(GeonbError):
     "The notebook failed for a reason geonb has no sentence for; the executed notebook holds the traceback."

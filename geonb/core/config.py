@@ -103,6 +103,7 @@ class RunConfig(BaseModel):
     "Parameters every run notebook has; a laboratory adds its own by inheritance."
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
     laboratory: ClassVar[str] = ""
+    axes: ClassVar[dict] = {}   # of a sweep, beside the parameters themselves: axis -> {choice: {parameter: value}}
     transparent: ClassVar[frozenset] = frozenset("executor workers scheduler runs_root progress fresh checkpoint_seconds".split())
     seed: Annotated[int, Field(ge=0, le=2**32-1, description="root seed of every random stream")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto takes CUDA when there is one")] = "auto"
