@@ -139,9 +139,7 @@ def board_layout() -> dict:
     return place | {"barmode": "stack"}
 
 # %% ../../nbs/api/explorers/41_boards.ipynb #3a67b56f
-def board_traces(
-    families,    # names of families of features that occur
-) -> list:       # plotly traces without data
+def board_traces() -> list:   # plotly traces without data
     "Every panel's traces."
     import plotly.graph_objects as go
     at = lambda panel: dict(xaxis=f"x{AXES[panel][1]}", yaxis=f"y{AXES[panel][1]}", visible=False); domain = lambda panel: dict(domain=dict(x=[TABLES[panel][1], TABLES[panel][2]], y=inside(BOARD + TABLES[panel][3], BOARD + TABLES[panel][4])), visible=False)
