@@ -20,6 +20,7 @@ import typer
 # %% ../../nbs/api/app/09_cli.ipynb #7c529830
 from .checkpoints import checkpoints
 from .chromatic import chromatic
+from .compare import compare_runs
 from .dashboards import dashboards_command
 from .generate import generate_command
 from .operators import operators
@@ -49,11 +50,11 @@ def complete_dataset(incomplete: str):
 app = typer.Typer(name="geonb", help="Geometric representation learning in notebooks that run as commands.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found data or a model wanting, 4 data missing, 130 interrupted, 143 terminated.")
-runs = typer.Typer(help="The runs on this machine: list, show, verify, remove.", no_args_is_help=True, rich_markup_mode=None)
+runs = typer.Typer(help="The runs on this machine: list, show, compare, verify, remove.", no_args_is_help=True, rich_markup_mode=None)
 data = typer.Typer(help="Image sets: list, download, check, convert, remove.", no_args_is_help=True, rich_markup_mode=None)
 converters = typer.Typer(help="Bring pictures that come in other wrappings into MedMNIST format.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs"); app.add_typer(data, name="data"); data.add_typer(converters, name="convert"); app.add_typer(checkpoints, name="checkpoints"); app.add_typer(ternary, name="ternary"); app.add_typer(operators, name="operators"); app.add_typer(chromatic, name="chromatic")
-app.command("dashboards")(dashboards_command); operators.command("generate")(generate_command)
+app.command("dashboards")(dashboards_command); operators.command("generate")(generate_command); runs.command("compare")(compare_runs)
 
 def _version(wanted: bool):
     "Print the version and stop."
