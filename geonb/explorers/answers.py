@@ -151,8 +151,8 @@ def waits_for(self:Answers,
     kind: str,              # of `VIEWS`
     ellipses: bool = True,  # with where other examples would have put each member
 ) -> list:                  # names of what has not been computed yet
-    "What a map has to wait for."
-    wanted = [("scaling", ("scaling", name))] + [("ellipses", ("ellipses", name))] * (ellipses and kind == "MDS") + [(kind, ("view", kind, name))] * (kind != "MDS")
+    "What a map has to wait for, so long that one would notice."
+    long = self.S ** 2 * self.N > 500_000; wanted = [("scaling", ("scaling", name))] * long + [("ellipses", ("ellipses", name))] * (long and ellipses and kind == "MDS") + [(kind, ("view", kind, name))] * (kind != "MDS")
     return [word for word, key in wanted if key not in self._kept]
 
 # %% ../../nbs/api/explorers/02_answers.ipynb #c8647f4a
