@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYMBOLS', 'DROPPED', 'WIDTH', 'SHEET_HEIGHT', 'TOP', 'BOTTOM', 'BOARD', 'AXES', 'TABLES', 'TRACES', 'NAMES', 'gaps',
-           'see', 'ticks', 'flow', 'table', 'engineering_traces', 'topological_traces', 'semantic_traces', 'inside',
-           'heading', 'board_dress', 'board_layout', 'board_traces', 'shown']
+           'cells', 'see', 'ticks', 'flow', 'table', 'engineering_traces', 'topological_traces', 'semantic_traces',
+           'inside', 'heading', 'board_dress', 'board_layout', 'board_traces', 'shown']
 
 # %% ../../nbs/api/explorers/41_boards.ipynb #0ab8fdb8
 import math
@@ -21,6 +21,7 @@ SYMBOLS = ("circle", "triangle-up", "square", "diamond", "triangle-down", "cross
 DROPPED = {"nan": "never a number", "constant": "constant", "duplicate": "says the same"}         # why cleaning drops a column
 
 def gaps(values) -> np.ndarray: "Numbers with nan for None."; return np.array([[math.nan if v is None else v for v in row] if isinstance(row, list) else math.nan if row is None else row for row in values], np.float64)
+def cells(matrix) -> list: "A matrix for a heatmap: plotly sends two dimensions as JSON, which knows no nan."; return [[None if math.isnan(v) else v for v in row] for row in np.asarray(matrix, np.float64).round(6).tolist()]
 def see(colour, opacity=.4): "A colour that lets others through."; r, g, b = (int(colour[i:i + 2], 16) for i in (1, 3, 5)); return f"rgba({r},{g},{b},{opacity})"
 def ticks(labels) -> list: "Categories by their number."; return [f"C{i}" for i in range(len(labels))]
 
@@ -46,7 +47,7 @@ def engineering_traces(
     c, u, e = d["curves"], d["usage"], d["errors"]; C, L = np.shape(u["codes"]); loss = c["train"]["value"] + c["val"]["value"]; best = c["best_epoch"]
     partial = np.zeros((0, L)) if e["partial"] is None else gaps(e["partial"]); line = lambda k: {"x": c[k]["epoch"], "y": gaps(c[k]["value"])}
     return {"flow": flow(d["flow"]), "figures": table(key_figures(d["table"])), "training loss": line("train"), "validation loss": line("val"), "quality": line("quality"), "kept epoch": {"x": [best] * 2 if best is not None and loss else [], "y": [min(loss), max(loss)] if best is not None and loss else []},
-            "usage": {"z": gaps(u["utilisation"]), "text": [[f"{a}/{k}" for a, k in zip(*row)] for row in zip(u["used"], u["codes"])], "customdata": gaps(u["perplexity"])},
+            "usage": {"z": cells(gaps(u["utilisation"])), "text": [[f"{a}/{k}" for a, k in zip(*row)] for row in zip(u["used"], u["codes"])], "customdata": cells(gaps(u["perplexity"]))},
             "shared error": {"x": gaps(e["shared"]), "y": np.arange(C)}, "mean of the feature": {"x": gaps(e["mean_predictor"]), "y": np.arange(C)},
             "partial decoders": {"x": partial.ravel(), "y": np.repeat(np.arange(len(partial)), L) + .25, "marker": {"symbol": [SYMBOLS[i % len(SYMBOLS)] for i in range(L)] * len(partial)}, "text": [f"level {i}" for i in range(L)] * len(partial)}}
 
@@ -62,7 +63,7 @@ def topological_traces(
     mine = np.zeros(len(c), bool) if string is None else np.asarray(string)[c, l] == k; size = np.sqrt(16 + 600 * np.clip(share, 0, .3)); K = max(len(r[level]) for r in ranks)
     curve = lambda rows: {"x": np.concatenate([[*range(1, len(r) + 1), math.nan] for r in rows]), "y": np.concatenate([[*np.where(np.array(r) > 0, r, math.nan), math.nan] for r in rows])}
     return {"codes": {"x": x, "y": y, "text": [f"C{a} level {b} code {v}: {100 * s:.1f} % of the operators" for a, b, v, s in zip(c, l, k, share)], "marker": {"size": size, "color": [PALETTE[i % 6] for i in c], "symbol": [SYMBOLS[b % len(SYMBOLS)] + "-open" * bool(s == 0) for b, s in zip(l, share)]}},
-            "own codes": {"x": x[mine], "y": y[mine], "marker": {"size": size[mine] + 8}}, "centroids": {"z": gaps(n["cosine"])},
+            "own codes": {"x": x[mine], "y": y[mine], "marker": {"size": size[mine] + 8}}, "centroids": {"z": cells(gaps(n["cosine"]))},
             "lengths": {"x": gaps(n["length"]), "y": np.arange(len(n["length"])), "marker": {"symbol": [SYMBOLS[i % n["levels"] % len(SYMBOLS)] for i in range(len(n["length"]))]}},
             "ranks": curve([r[level] for r in ranks]), "own rank": curve([ranks[category][level]]), "even": {"x": [1, K], "y": [1 / K] * 2}, "statistics": table(code_statistics(d["statistics"]))}
 
@@ -71,10 +72,10 @@ def semantic_traces(
     d,        # one dashboard of `dashboard_data`
 ) -> dict:    # trace name -> its data
     "Membership, sizes, families, use, neighbours, correlations, features."
-    m, t, u, f = d["membership"], d["topology"], d["used"], in_order(d["families"]); C, D = len(m["labels"]), len(m["names"]); z = np.full((C, D), np.nan, np.float32); inside = np.array([c >= 0 for c in m["category"]])
+    m, t, u, f = d["membership"], d["topology"], d["used"], in_order(d["families"]); C, D = len(m["labels"]), len(m["names"]); z = np.full((C, D), np.nan); inside = np.array([c >= 0 for c in m["category"]])
     z[np.array(m["category"])[inside], np.flatnonzero(inside)] = gaps(m["r2"])[inside]; kinds = ("pre", "post", "end_to_end"); low, high, value = (gaps([t[k][v] for k in kinds]) for v in ("low", "high", "pearson"))
     rv = gaps(d["correlation"]["rv"]); rv[np.triu_indices(len(rv))] = math.nan; L = np.shape(u["codes"])[1]
-    out = {"membership": {"x": m["names"], "z": z}, "used": {"z": gaps(u["utilisation"]), "text": [[f"{a}/{k}" for a, k in zip(*row)] for row in zip(u["used"], u["codes"])]}, "correlation": {"z": rv},
+    out = {"membership": {"x": m["names"], "z": cells(z)}, "used": {"z": cells(gaps(u["utilisation"])), "text": [[f"{a}/{k}" for a, k in zip(*row)] for row in zip(u["used"], u["codes"])]}, "correlation": {"z": cells(rv)},
            "neighbours kept": {"y": np.append(value, gaps([t["degradation"]])), "error_y": {"array": np.append(high - value, math.nan), "arrayminus": np.append(value - low, math.nan)}}, "by rank": {"y": gaps([t[k]["spearman"] for k in kinds])},
            "kept": {"y": list(f), "x": [v["kept"] for v in f.values()], "marker": {"color": [family_colour(n) for n in f]}}} | {v: {"y": list(f), "x": [q["dropped"].get(k, 0) for q in f.values()]} for k, v in DROPPED.items()}
     for n in FAMILY_COLOURS: out[f"size {n}"] = {"x": d["sizes"]["counts"].get(n, [0] * C), "y": np.arange(C)}

@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.artifacts import read_npz
+from ..core.assets import is_example
 from ..core.bundles import list_runs
 from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from .shell import sound_run
@@ -57,8 +58,7 @@ def newest_tokenizer(
     found = [r for r in list_runs(root) if (r["status"], r["laboratory"]) == ("finished", "operators") and (Path(r["path"])/"tokens.npz").is_file()]
     if found: return sound_run(found[-1]["path"], "operators", root)
     from geonb.core.assets import example
-    path, title = sound_run(example("operators"), "operators", root)
-    return path, f"example: {title}"
+    return sound_run(example("operators"), "operators", root)
 
 def open_strings(
     source=None,    # bundle folder, run id or the beginning of one; None: the newest finished tokenizer, else the example
@@ -78,7 +78,7 @@ def open_strings(
     except GeonbError as e:
         if dataset is not None: raise
         plan, where = None, str(e)
-    return Strings(tokenizer, tokens, parts, dict(zip(rows.tolist(), target)), path, title, plan, where)
+    return Strings(tokenizer, tokens, parts, dict(zip(rows.tolist(), target)), path, "example: " * is_example(path) + title, plan, where)
 
 # %% ../../nbs/api/explorers/40_strings.ipynb #4d93d88f
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'STILL', 'LEGIBLE', 'TokensState', 'TokensExplorer', 'numbers_of', 'findings', 'usage_of', 'still_traces',
-           'Reading']
+           'Reading', 'ends']
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #097c38b8
 import html
@@ -16,10 +16,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import UsageError
-from .boards import BOTTOM, SHEET_HEIGHT, TOP, TRACES, WIDTH, board_dress, board_layout, board_traces, heading, inside, shown
+from .boards import BOTTOM, SHEET_HEIGHT, TOP, TRACES, WIDTH, board_dress, board_layout, board_traces, cells, heading, inside, shown
 from .shell import ACCENT, Explorer, GRID, INK, SHEET, one_of, player, whole
 from .strings import Strings, furthest, open_strings
-from ..operators.dashboard_figures import cut, short
+from ..operators.dashboard_figures import short
 from ..plots.curves import PALETTE
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #c0e99444
@@ -120,9 +120,9 @@ def view(self:TokensExplorer,
     raw = a.in_units(r.decoded)[:, r.named]; tip = [f"{html.escape(a.names[k])}: {b:.4g} → {c:.4g}" for k, (b, c) in zip(r.named, raw.T)]
     equal = np.concatenate([np.ones((1, C * L)), a.tokens[r.near] == r.tokens[1]]).astype(np.uint8)
     kept = still_traces(a, s.dashboard) if s.dashboard != "topological" else TRACES["topological"](numbers_of(a, "topological"), now, s.category, s.level)
-    return {f"field {c}": {"z": frames[c]} for c in range(3)} | {"tokens": {"z": share, "text": now.astype(str).tolist()}, "token": {"x": [s.level], "y": [s.category]},
+    return {f"field {c}": {"z": cells(frames[c])} for c in range(3)} | {"tokens": {"z": cells(share), "text": now.astype(str).tolist()}, "token": {"x": [s.level], "y": [s.category]},
             "move": {"x": np.stack([before, after, gap], 1).ravel(), "y": np.stack([rows, rows, gap], 1).ravel()}, "before": {"x": before, "y": rows, "text": tip}, "after": {"x": after, "y": rows, "text": tip},
-            "truth": {"x": gap if truth is None else truth[r.named].astype(np.float64), "y": rows}, "near": {"z": equal}} | shown(s.dashboard, kept)
+            "truth": {"x": gap if truth is None else truth[r.named].astype(np.float64), "y": rows}, "near": {"z": equal.tolist()}} | shown(s.dashboard, kept)
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #10df4a2a
 @patch
@@ -155,6 +155,7 @@ def skeleton(self:TokensExplorer):
                go.Heatmap(name="near", colorscale=[[0, "rgba(122,134,153,.15)"], [1, PALETTE[0]]], zmin=0, zmax=1, showscale=False, xgap=1, ygap=2, hovertemplate="%{customdata}<extra></extra>", customdata=[[f"C{c} level {l}" for c in range(self.strings.C) for l in range(self.strings.L)]] * 9, **at(6))]
     return go.Figure(traces + board_traces(), self.layout())
 
+# %% ../../nbs/api/explorers/42_tokens.ipynb #0f8c3114
 @patch
 def layout(self:TokensExplorer) -> dict:
     "Where things stand: the operator above, the dashboard below."
@@ -166,6 +167,9 @@ def layout(self:TokensExplorer) -> dict:
               "xaxis6": quiet | dict(domain=[.1, .35], anchor="y6", showgrid=False, tickvals=[c * a.L + (a.L - 1) / 2 for c in range(a.C)], ticktext=[f"C{c}" for c in range(a.C)], tickfont=dict(size=10 if a.C < 12 else 7)), "yaxis6": quiet | dict(domain=inside(195, 450), anchor="x6", showgrid=False)}
     return {**SHEET, **place, **board_layout(), "title": dict(text=self.title, x=.01, y=.995, yanchor="top", font=dict(size=15)), "width": WIDTH, "height": SHEET_HEIGHT, "margin": dict(l=20, r=20, t=TOP, b=BOTTOM), "dragmode": False, "modebar": dict(orientation="v", remove=["select2d", "lasso2d"])}
 
+# %% ../../nbs/api/explorers/42_tokens.ipynb #381cf40a
+def ends(name, width=26): "A name that fits; its end says more than its middle."; return name if len(name) <= width else f"{name[:width - 12]}…{name[-11:]}"
+
 @patch
 def dress(self:TokensExplorer,
     state: TokensState,   # what is shown
@@ -176,7 +180,7 @@ def dress(self:TokensExplorer,
     names = [f"operator {s.sample}"] + [f"{i}: {n} differ" for i, n in zip(r.near, r.apart)]; reach = dict(range=[len(names) - .5, -.5], tickvals=list(range(len(names))), ticktext=names)
     words = [heading(0, 25, f"operator {s.sample}, frame {s.time}: three fields" if a.plan else "no rollout: its plan is not at hand"), heading(0, 195, "nearest by tokens (blue: the same)"), heading(.38, 25, "tokens; bright: many say so"), heading(.68, 25, what), *words]
     low, high = (f(np.append(r.decoded[:, r.named], a.truth.get(s.sample, r.decoded[0])[r.named])) for f in (np.nanmin, np.nanmax)); pad = .08 * (high - low) or 1
-    return board | {"annotations": words, "yaxis6": reach, "yaxis5": dict(tickvals=list(range(len(r.named))), ticktext=[cut(a.names[k], 25) for k in r.named], range=[max(len(r.named), 1) - .5, -.5]), "xaxis5": dict(range=[float(low - pad), float(high + pad)]),
+    return board | {"annotations": words, "yaxis6": reach, "yaxis5": dict(tickvals=list(range(len(r.named))), ticktext=[ends(a.names[k]) for k in r.named], range=[max(len(r.named), 1) - .5, -.5]), "xaxis5": dict(range=[float(low - pad), float(high + pad)]),
                     "coloraxis": dict(cmin=-top, cmax=top, colorscale="RdBu", reversescale=True, colorbar=dict(orientation="h", x=.175, y=inside(0, 140)[0], len=.3, thickness=6, yanchor="top", outlinewidth=0, nticks=5, tickfont=dict(size=9)))}
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #8514c2a2
@@ -216,13 +220,13 @@ def picture(self:TokensExplorer,
     from matplotlib.figure import Figure
     from geonb.operators.dashboard_figures import PANELS
     s = self.settled(state or self.opening()); a, v, d = self.strings, self.view(s), self.dress(s); f = Figure(figsize=(10, 7.6), dpi=85, layout="constrained"); above, below = f.subfigures(2, 1, height_ratios=(1.5, 1)); left, middle, right = above.subfigures(1, 3, width_ratios=(1.1, 1, 1)); fields, near = left.subfigures(2, 1, height_ratios=(1, 1.6)); top = d["coloraxis"]["cmax"]
-    for c, ax in enumerate(fields.subplots(1, 3)): ax.imshow(v[f"field {c}"]["z"], cmap="RdBu_r", vmin=-top, vmax=top); ax.set(xticks=[], yticks=[])
+    for c, ax in enumerate(fields.subplots(1, 3)): ax.imshow(np.array(v[f"field {c}"]["z"], float), cmap="RdBu_r", vmin=-top, vmax=top); ax.set(xticks=[], yticks=[])
     words = lambda i: d["annotations"][i]["text"]; fields.suptitle(words(0), fontsize=9); ax = near.subplots(); ax.imshow(v["near"]["z"], cmap="Blues", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest"); ax.set_yticks(d["yaxis6"]["tickvals"], d["yaxis6"]["ticktext"], fontsize=7); ax.set_xticks([]); near.suptitle(words(1), fontsize=9)
     ax = middle.subplots(); ax.imshow(v["tokens"]["z"], cmap="cividis", vmin=0, vmax=1, aspect="auto"); middle.suptitle(words(2), fontsize=9); ax.plot(s.level, s.category, "s", ms=16, mfc="none", mec=ACCENT, mew=2.5)
-    for (i, j), z in np.ndenumerate(v["tokens"]["z"]): ax.text(j, i, v["tokens"]["text"][i][j], ha="center", va="center", fontsize=8, color="white" if z < .5 else "black")
+    for (i, j), z in np.ndenumerate(np.array(v["tokens"]["z"])): ax.text(j, i, v["tokens"]["text"][i][j], ha="center", va="center", fontsize=8, color="white" if z < .5 else "black")
     ax.set_yticks(range(a.C), [f"C{i} {short(n, 20)}" for i, n in enumerate(a.labels)], fontsize=7); ax.set_xticks(range(a.L), [f"level {i}" for i in range(a.L)], fontsize=7)
     ax = right.subplots(); right.suptitle(words(3), fontsize=9); rows = v["before"]["y"]; ax.hlines(rows, v["before"]["x"], v["after"]["x"], color="0.6"); ax.plot(v["truth"]["x"], rows, "|", color="0.4", ms=9, label="measured"); ax.plot(v["before"]["x"], rows, "o", color=PALETTE[0], label="decoded"); ax.plot(v["after"]["x"], rows, "D", color=ACCENT, ms=5, label="with the swap")
-    ax.set_yticks(rows, d["yaxis5"]["ticktext"], fontsize=7); ax.set(ylim=(len(rows) - .5, -.5), xlabel="standard deviations"); ax.legend(fontsize=7); panel = PANELS[s.dashboard][STILL[s.dashboard]]; numbers = numbers_of(a, s.dashboard)
+    ax.set_yticks(rows, d["yaxis5"]["ticktext"], fontsize=7); ax.set(ylim=(len(rows) - .5, -.5), xlabel="standard deviations"); ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.1), ncols=3, frameon=False, handletextpad=.1, columnspacing=.8); panel = PANELS[s.dashboard][STILL[s.dashboard]]; numbers = numbers_of(a, s.dashboard)
     panel.draw(below.subplots(1, panel.size(numbers[STILL[s.dashboard]])[2], squeeze=False)[0], numbers[STILL[s.dashboard]]); below.suptitle(f"{s.dashboard} dashboard: {panel.title}", fontsize=9); f.suptitle(self.title, fontsize=10, x=.02, ha="left"); out = io.BytesIO(); f.savefig(out, format="png", facecolor="white"); return out.getvalue()
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #ef013946
