@@ -16,7 +16,7 @@ from .bundles import require_sound, run_row
 from .errors import DataMissing, UsageError, did_you_mean
 
 # %% ../../nbs/api/core/17_assets.ipynb #6ad8916e
-EXAMPLES = {"pentachora": "pentachora", "ternary_v5_5": "ternary", "ternary_v5_11": "ternary", "operators": "operators", "operators_data": "operators", "chromatic": "chromatic"}   # name -> laboratory
+EXAMPLES = {"pentachora": "pentachora", "ternary_v5_5": "ternary", "ternary_v5_11": "ternary", "operators": "operators", "chromatic": "chromatic"}   # name -> laboratory
 
 def shelf() -> Path: "The folder of the examples in the installed package."; return Path(__import__("geonb").__file__).parent/"assets"
 
@@ -70,10 +70,11 @@ def repacked(
 def lean(
     bundle,    # folder of a finished run
     to,        # the folder that shall appear; must not exist yet
+    also=(),   # names at the bundle's top that are left out too
 ) -> Path:     # the same
     "Copy a sound bundle without what can be drawn again. Its manifest says what is missing; its checksums are its own, and it verifies like the first."
-    b, to = require_sound(bundle), Path(to); kept = [f for f in tree_files(b) if f.split("/")[0] not in (*LEFT_OUT, "SHA256SUMS", "manifest.json")]
-    gone = sorted({f.split("/")[0] for f in tree_files(b)} & {*LEFT_OUT})
+    b, to = require_sound(bundle), Path(to); there = {f: f.split("/")[0] for f in tree_files(b)}; gone = sorted({*there.values()} & {*LEFT_OUT, *also})
+    kept = [f for f, top in there.items() if top not in (*gone, "SHA256SUMS", "manifest.json")]
     manifest = read_json(b/"manifest.json"); packed = [f for f in kept if "/" not in f and f.endswith(".npz") and f not in manifest.get("sealed", {})]   # files in folders have records of their own
     with building(to) as tmp:
         for f in kept:
