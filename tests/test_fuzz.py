@@ -18,8 +18,10 @@ TEXTS = ["", " ", "\n", "\0", "a\0b", "\ud800", "\x1b[31m", "é" * 3, "数字", 
          "../../etc/passwd", "/etc/passwd", "/etc", "/", ".", "..", "/proc/self/mem", "/dev/null", "/dev/zero", "C:\\data", "x" * 300, "x" * 5000, "a/" * 2000 + "b.npz", "http://example.org/a.npz", "${HOME}", "$(touch pwned)", "; touch pwned",
          "__import__('os').system('touch pwned')", "true", "null", "nan", "1e999", "auto", "cuda", "cpu", "none"]
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 256, 10**6, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, -2**63, 10**40, 10**5000, .0, -.0, .5, 1., 1.5, 1e-320, 1e308, -1e308, math.nan, math.inf, -math.inf]
-NAMED = {"dataset": ["digits", "mnist", "bloodmnist", "Digits", "no/such.npz"], "start": [None, None, "null", "0123456789-r1", "no/such", "a run that is not here"]}
-SAID = {"train_pentachora": [("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine")],
+NAMED = {"dataset": ["digits", "mnist", "bloodmnist", "Digits", "no/such.npz"], "start": [None, None, "null", "0123456789-r1", "no/such", "a run that is not here"],
+         "vertex_edit": [None, "null", "dispatchers:2:4:0.10,-0.05,0,0", "specialists:0:0:1,0,0,nan", "dispatchers:0:9:1,0,0,0", ":::,,,", ";;;", "dispatchers:0:0:" + "9"*400 + ",0,0,0", "dispatchers:٣:0:1,0,0,0"]}
+SAID = {"train_pentachora": [("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'"),
+                             ("vertex_edit", "dispatcher:0:0:1,0,0,0", "did you mean 'dispatchers'"), ("vertex_edit", "dispatchers:0:0:1,0,0,0", "pass start too")],
         "train_ternary_v5_5": [("subset", "comutative", "did you mean 'commutative'"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
         "train_ternary_v5_11": [("recipe", "structural", "geonb run train_ternary_v5_5"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
         "generate_operators": [("profile", "fulll", "one of 'ci', 'cpu30', 'mid', 'reduced', 'full'"), ("precision", "fp16", "one of 'fp32', 'bf16'")],
@@ -49,7 +51,7 @@ def draw(r, model, extra=()):
     for _ in range(r.choice([1, 1, 1, 2, 3, 8])):
         name = misspelt(r.choice(fields), r) if r.random() < .15 else place if r.random() < .25 else r.choice(fields)
         kind = r.randrange(6)
-        out[name] = (r.choice(TEXTS), r.choice(NUMBERS), r.choice(OTHERS), deep(r.choice([3, 500, 20_000])), r.choice([*extra, "digits"]), r.choice([model.model_fields[name].default if name in fields else 1]))[kind]
+        out[name] = (r.choice(TEXTS), r.choice(NUMBERS), r.choice(OTHERS), deep(r.choice([3, 500, 20_000])), r.choice([*extra, "digits", *(NAMED["vertex_edit"] if name == "vertex_edit" else [])]), r.choice([model.model_fields[name].default if name in fields else 1]))[kind]
     return out
 
 
@@ -68,7 +70,7 @@ def place(tmp_path, monkeypatch, runs_root):
     (here/"locked").chmod(0o700)
 
 
-ANSWERS = {"train_operator_vqvae": (0, 2, 3, 4), "chromatic_descent": (0, 2, 3, 4)}   # a data set, another run, may be there, and be none: 3
+ANSWERS = {"train_pentachora": (0, 2, 3, 4), "train_operator_vqvae": (0, 2, 3, 4), "chromatic_descent": (0, 2, 3, 4)}   # a data set, another run, may be there, and be none or damaged: 3
 
 
 def sane(code, sentence, allowed=(0, 2, 4)):

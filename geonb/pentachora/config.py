@@ -86,6 +86,7 @@ def contradiction(
     means = {"dataset": lambda v: Path(str(v)).name.lower(), "pairs": lambda v: v or auto_pairs(count)}
     for k in FIXED:
         mine, its = getattr(config, k), was[k]; same = means.get(k, lambda v: v)
+        if k == "pairs": its = same(its)
         if same(mine) != same(its): return f"{k}={shown(mine)} contradicts start={shown(config.start)}, which was trained with {k}={shown(its)}: leave {k} out, or start from another run"
     if config.vertex_edit is None: return ""
     if config.model != "constellation": return f"vertex_edit={shown(config.vertex_edit)} would move nothing: start={shown(config.start)} holds a {config.model} model, which has no simplices"
