@@ -87,7 +87,7 @@ LEAVES = dict(leaves(typer.main.get_command(face.app)))
 
 
 def test_the_commands_are_those_of_the_design():
-    assert {" ".join(k) for k in LEAVES} == {"run", "runs list", "runs show", "runs compare", "runs verify", "runs rm", "data list", "data get", "data check", "data rm", "data convert cifar10-jpeg", "doctor", "dashboards",
+    assert {" ".join(k) for k in LEAVES} == {"run", "sweep", "runs list", "runs show", "runs compare", "runs verify", "runs rm", "data list", "data get", "data check", "data rm", "data convert cifar10-jpeg", "doctor", "dashboards",
                                                     "ternary evaluate", "ternary analyze", "ternary benchmark", "ternary compare", *(f"checkpoints {k}" for k in ("list", "info", "download", "upload", "convert", "verify")),
                                                     *(f"operators {k}" for k in ("info", "validate", "extract", "generate")), *(f"chromatic {k}" for k in ("analyze", "test", "ensemble", "embed", "verify"))}
 
@@ -205,7 +205,7 @@ def test_completion(shelf):
     assert complete("geonb run train_pentachora -p epo") == ["epochs"] and sorted(complete("geonb run train_ternary_v5_5 -p iso")) == ["isolated_weight", "isolation_end"]
     assert complete("geonb runs show " + shelf[1].name[:4]) == [shelf[1].name]
     assert complete("geonb data get bloo") == ["bloodmnist"]
-    assert set(complete("geonb runs ")) == {"list", "show", "verify", "rm"}
+    assert set(complete("geonb runs ")) == {"list", "show", "compare", "verify", "rm"}
     script = subprocess.run([GEONB], env={**os.environ, "_GEONB_COMPLETE": "source_bash"}, capture_output=True, text=True)
     assert script.returncode == 0 and "complete " in script.stdout and "_GEONB_COMPLETE" in script.stdout
 
