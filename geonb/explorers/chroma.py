@@ -149,7 +149,7 @@ def dress(self:ChromaExplorer,
     full = self.answers.metric_name(s.metric, s.calibrated); flat = [f"axis {i + 1}{share[i]}" for i in (0, 1)] if s.plane == "MDS" else [f"{s.plane}: of no scale", ""]
     words = [title(0, 1.01, f"{full}: " + ("two axes" if s.plane == "MDS" else f"{s.plane}, a view and no evidence")), title(.54, 1.01, "three axes"), title(0, .345, "shares, and featureless clouds"), title(.34, .345, f"{len(s.selected)} chosen, random ones, members"),
              title(.72, .345, f"{escape(s.one)} minus {escape(s.other)}" if v["confusion"]["z"].size else "no labels")]
-    return {"annotations": words, "xaxis": dict(range=[-reach, reach], title=dict(text=flat[0])), "yaxis": dict(range=[-reach, reach], title=dict(text=flat[1])),
+    return {"annotations": words, "xaxis": dict(range=[-reach, reach], title=dict(text=flat[0]), showticklabels=s.plane == "MDS"), "yaxis": dict(range=[-reach, reach], title=dict(text=flat[1]), showticklabels=s.plane == "MDS"),
             "scene": {f"{k}axis": dict(title=dict(text=f"axis {i + 1}{share[i]}")) for i, k in enumerate("xyz")},
             "coloraxis": dict(cmin=-int(top), cmax=int(top), colorscale="RdBu_r", colorbar=dict(x=1, y=0, yanchor="bottom", len=.34, thickness=10, outlinewidth=0, nticks=5))}
 
@@ -188,7 +188,7 @@ def picture(self:ChromaExplorer,
     colours, x = v["map"]["marker"]["color"], v["map"]; seen = [1 if i in x["selectedpoints"] else .25 for i in range(a.S)]; flat = one(above, 1, 2, 1); solid = one(above, 1, 2, 2, projection="3d")
     flat.plot(v["ellipses"]["x"], v["ellipses"]["y"], color="0.6", lw=.8, zorder=1); flat.plot(v["pair"]["x"], v["pair"]["y"], ":", color=ACCENT, zorder=1); flat.scatter(x["x"], x["y"], c=colours, s=80, alpha=seen, edgecolors="0.4", zorder=2)
     for i, name in enumerate(self.seeds): flat.annotate(str(name), (x["x"][i], x["y"][i]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
-    d = self.dress(s); flat.set(xlabel=d["xaxis"]["title"]["text"], ylabel=d["yaxis"]["title"]["text"], xlim=d["xaxis"]["range"], ylim=d["yaxis"]["range"], aspect="equal"); flat.set_title(d["annotations"][0]["text"], fontsize=9, loc="left")
+    d = self.dress(s); flat.set(xlabel=d["xaxis"]["title"]["text"], ylabel=d["yaxis"]["title"]["text"], xlim=d["xaxis"]["range"], ylim=d["yaxis"]["range"], aspect="equal"); flat.set_title(d["annotations"][0]["text"], fontsize=9, loc="left"); flat.tick_params(labelbottom=s.plane == "MDS", labelleft=s.plane == "MDS")
     solid.scatter(*(v["space"][k] for k in "xyz"), c=colours, s=[4 * w for w in v["space"]["marker"]["size"]], edgecolors="0.4", depthshade=False); solid.set_title("three axes", fontsize=9, loc="left"); solid.tick_params(labelsize=6)
     for i, name in enumerate(self.seeds): solid.text(*(v["space"][k][i] for k in "xyz"), f" {name}", fontsize=7)
     left, middle, right = below.subfigures(1, 3, width_ratios=(1, 1.15, 1)); ax = one(left, 1, 1, 1); ax.fill(v["featureless"]["x"], v["featureless"]["y"], color=PALETTE[4], alpha=.3, lw=0); ax.plot(v["equal"]["x"], v["equal"]["y"], ":", color="0.6"); ax.plot(v["shares"]["x"], v["shares"]["y"], "o-", ms=4, color=PALETTE[0])
