@@ -47,7 +47,7 @@ def controls(self:SimplexExplorer) -> dict:
     epoch = epoch_slider(self.steps); epoch.value = s.epoch
     return {"epoch": epoch, "pair": w.Dropdown(description="pair", options=[(str(i), i) for i in range(self.pairs)], layout=w.Layout(width="150px"), style=label),
             "stack": w.Dropdown(description="stack", options=STACKS, layout=w.Layout(width="210px"), style={"description_width": "50px"}), **turn,
-            "vertex": w.ToggleButtons(description="vertex", options=[(str(i), i) for i in range(5)], style={"button_width": "36px", "description_width": "70px"}),
+            "vertex": w.ToggleButtons(description="vertex", options=[(str(i), i) for i in range(5)], style={"button_width": "36px", "description_width": "70px"}, layout=w.Layout(width="320px")),
             "sample": w.BoundedIntText(description="sample", min=0, max=max(0, len(self.labels) - 1), layout=w.Layout(width="150px"), style=label),
             **{k: w.Checkbox(description=k, value=True, indent=False, layout=w.Layout(width="90px")) for k in ("trails", "samples")},
             "edits": w.Text(description="edits", placeholder="stack:pair:vertex:x,y,z,w; drag a vertex below, or write here and press Enter", continuous_update=False, layout=w.Layout(width="760px"), style=label)}

@@ -21,7 +21,7 @@ from ..geometry.frames import rotation4
 from ..pentachora.edits import VertexEdit, read_edits
 
 # %% ../../nbs/api/explorers/05_simplex_edit.ipynb #61e43640
-PLANES = {**{f"axes {a + 1} and {b + 1}": (a, b) for a, b in combinations(range(4), 2)}, "the shadow's x and y": (0, 1), "the shadow's x and z": (0, 2), "the shadow's y and z": (1, 2)}
+PLANES = {"the shadow's x and z": (0, 2), "the shadow's x and y": (0, 1), "the shadow's y and z": (1, 2), **{f"axes {a + 1} and {b + 1}": (a, b) for a, b in combinations(range(4), 2)}}   # the first is what the figure shows before it is turned
 
 def plane_axes(
     plane: str,   # a key of `PLANES`
