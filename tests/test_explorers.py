@@ -327,7 +327,9 @@ def test_all_right_from_the_start():
 
 
 def test_ternary_bundles(runs_root, covered, monkeypatch):
-    with monkeypatch.context() as m: m.setattr("geonb.explorers.coverage.short_training", lambda: covered); assert CoverageExplorer().title == "a short training on 2,000 operations, not a run"
+    assert CoverageExplorer().title.startswith("example: v5_5, seed 0, run ")
+    with monkeypatch.context() as m:   # where the package came without its examples
+        m.setattr("geonb.core.assets.shelf", lambda: runs_root); m.setattr("geonb.explorers.coverage.short_training", lambda: covered); assert CoverageExplorer().title == "a short training on 2,000 operations, not a run"
     path = bundle(runs_root, arrays=covered, laboratory="ternary"); foreign = bundle(runs_root, "cccccccccc-r1", trajectory(), started="2026-02-01T00:00:00Z")
     newest = CoverageExplorer(); assert newest.title == CoverageExplorer(path).title == CoverageExplorer("01234").title == "digits, seed 3, run 0123456789-r1"
     assert np.array_equal(newest.view(CoverageState(3))["map"]["z"], CoverageExplorer(covered).view(CoverageState(3))["map"]["z"])
