@@ -73,7 +73,7 @@ class CoverageExplorer(Explorer):
         source=None,   # bundle folder, run id, .npz file, arrays by name; None: the newest finished ternary run, else a short training
         root=None,     # runs root
     ):
-        arrays, self.title, _ = open_arrays(source, "ternary", checked_coverage, root)
+        arrays, self.title, self.bundle = open_arrays(source, "ternary", checked_coverage, root)
         if arrays is None: arrays, self.title = short_training(), "a short training on 2,000 operations, not a run"
         self.arrays, self.epochs, self.paths = arrays, arrays["epoch"].tolist(), tuple(arrays["paths"].tolist())
         self.colours = {k: v for k, v in {**COLOURS, **BALL}.items() if k.lower() in arrays or k not in ("KL", "norm")}
@@ -90,14 +90,21 @@ class CoverageExplorer(Explorer):
 
 # %% ../../nbs/api/explorers/01_coverage.ipynb #99526287
 @patch
+def values(self:CoverageExplorer,
+    state: CoverageState,   # inside the run
+) -> np.ndarray:            # [19683], by index: uint8, or float32 where it is no count
+    "What the colour of each operation says."
+    at, a = (state.epoch, self.paths.index(state.path)), self.arrays
+    if state.colour == "valuation": return valuation(np.arange(OPERATIONS)).astype(np.uint8)
+    if state.colour in ("wrong positions", "correct"): return (a["wrong"][at] if state.colour != "correct" else a["wrong"][at] == 0).astype(np.uint8)
+    return a[state.colour.lower()][at].astype(np.float32)
+
+@patch
 def view(self:CoverageExplorer,
     state: CoverageState,   # what to show
 ) -> dict:                  # trace name -> its data: the map's z [81, 243], and lists
     "Figure data of a state: the map, how many operations are right in each pathway, and where on these curves we are."
-    s = self.settled(state); at = (s.epoch, self.paths.index(s.path)); a = self.arrays
-    if s.colour in ("wrong positions", "correct"): z = a["wrong"][at].astype(np.uint8) if s.colour != "correct" else (a["wrong"][at] == 0).astype(np.uint8)
-    elif s.colour == "valuation": z = valuation(np.arange(OPERATIONS)).astype(np.uint8)
-    else: z = a[s.colour.lower()][at].astype(np.float32)
+    s = self.settled(state); z = self.values(s)
     curves = {p: {"x": self.epochs, "y": self.right[:, i].tolist()} for i, p in enumerate(self.paths)}
     dots = {f"{p} now": {"x": [self.epochs[s.epoch]], "y": [int(self.right[s.epoch, i])]} for i, p in enumerate(self.paths)}
     return {"map": {"z": z[self.grid], "hovertemplate": f"%{{text}}<br>{self.colours[s.colour]}<extra></extra>"}, **curves, **dots}

@@ -8,6 +8,7 @@ __all__ = ['CORNERS', 'map_places', 'thirds', 'node_places', 'tree_places', 'bra
 
 # %% ../../nbs/api/explorers/10_places.ipynb #fcb028d4
 import re
+from functools import lru_cache
 
 import numpy as np
 
@@ -90,6 +91,7 @@ def enclosed(
     return np.flatnonzero(hit)
 
 # %% ../../nbs/api/explorers/10_places.ipynb #666f45bd
+@lru_cache(16)
 def listed(
     text: str,      # "3, 17 99", or "5 mod 81", or both, with commas, blanks or new lines between them; "" for none
 ) -> np.ndarray:    # sorted int64 indices, each once
@@ -102,10 +104,11 @@ def listed(
     words = re.split(r"[\s,;]+", rest.strip(" \t\r\n,;[]")) if rest.strip(" \t\r\n,;[]") else []
     for word in words:
         if not (word.isascii() and word.isdecimal() and len(word) < 9 and int(word) < OPERATIONS): raise UsageError(f"chosen={word[:40]!r} is not allowed: an index is an integer from 0 to {OPERATIONS - 1}")
-    return np.unique(np.concatenate([np.array([int(w) for w in words], np.int64), *found]))
+    index = np.unique(np.concatenate([np.array([int(w) for w in words], np.int64), *found])); index.flags.writeable = False   # kept for the next who asks
+    return index
 
 def written(
     index,         # indices
 ) -> str:          # what `listed` reads
     "Operations as a text."
-    return ", ".join(map(str, np.asarray(index).tolist()))
+    return " ".join(map(str, np.asarray(index).tolist()))
