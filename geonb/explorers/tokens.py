@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'STILL', 'LEGIBLE', 'TokensState', 'TokensExplorer', 'numbers_of', 'findings', 'usage_of', 'still_traces',
-           'Reading', 'ends']
+           'Reading']
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #097c38b8
 import html
@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import UsageError
-from .boards import BOTTOM, SHEET_HEIGHT, TOP, TRACES, WIDTH, board_dress, board_layout, board_traces, cells, heading, inside, shown
+from .boards import BOTTOM, SHEET_HEIGHT, TOP, TRACES, WIDTH, board_dress, board_layout, board_traces, cells, ends, heading, inside, shown
 from .shell import ACCENT, Explorer, GRID, INK, SHEET, one_of, player, whole
 from .strings import Strings, furthest, open_strings
 from ..operators.dashboard_figures import short
@@ -168,8 +168,6 @@ def layout(self:TokensExplorer) -> dict:
     return {**SHEET, **place, **board_layout(), "title": dict(text=self.title, x=.01, y=.995, yanchor="top", font=dict(size=15)), "width": WIDTH, "height": SHEET_HEIGHT, "margin": dict(l=20, r=20, t=TOP, b=BOTTOM), "dragmode": False, "modebar": dict(orientation="v", remove=["select2d", "lasso2d"])}
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #381cf40a
-def ends(name, width=26): "A name that fits; its end says more than its middle."; return name if len(name) <= width else f"{name[:width - 12]}…{name[-11:]}"
-
 @patch
 def dress(self:TokensExplorer,
     state: TokensState,   # what is shown
