@@ -18,7 +18,7 @@ RECIPES = {
     "pentachora": ("train_pentachora", dict(dim=20, channels=6, epochs=14)),
     "ternary_v5_5": ("train_ternary_v5_5", dict(epochs=15, isolation_end=1, consolidation_end=5, ultra_start=10, cycle_period=5, eval_every=5)),
     "ternary_v5_11": ("train_ternary_v5_11", dict(eval_every=7)),
-    "operators": ("train_operator_vqvae", dict(families="initial,summary", duplicate_r=.8, side_ic_cnn=0, embedding=16, hidden=32, latent=4, k_max=6, levels=2, codes=12)),
+    "operators": ("train_operator_vqvae", dict(families="initial,summary", duplicate_r=.8, side_ic_cnn=0, embedding=16, hidden=32, latent=4, k_min=5, k_max=6, levels=2, codes=12, lr=1e-3)),
     "chromatic": ("chromatic_descent", dict(arch="digits4", epochs=16, batch=32)),
 }
 OPERATORS = ("generate_operators", dict(total_samples=128, realizations=2, families="initial,summary"))   # what the tokenizer learns; its bundle says how to play each of them again
