@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import geonb.core.config as core_config
 from geonb.app import execute, runs
 from geonb.app.execute import check
+from geonb.core.assets import examples
 from geonb.core.atomic import read_json, sha256, tree_files, write_json, write_sums
 from geonb.core.bundles import verify_bundle
 from geonb.core.callbacks import Callback, usual_callbacks
@@ -313,6 +314,8 @@ def test_a_repetition_finds_the_start_where_the_run_lies(root, bundle, tuned, tm
     alone = tmp_path/"pentachora"/"digits"/tuned.name; shutil.copytree(tuned, alone)
     with pytest.raises(DataMissing, match=f"was made with start='{bundle.name}', and there is no such run beside it"): runs.leaned_on(alone, *about)
     assert runs.leaned_on(alone, *about, root) == {"start": str(bundle.resolve())}     # or below the root that was asked about
+    if shipped := next((r for r in examples() if r["laboratory"] == "pentachora"), None):
+        assert runs.leaned_on(alone, {"parameters": {"start": "some/where/pentachora"}}, {"start": {"run_id": shipped["run_id"]}}) == {"start": shipped["path"]}
 
 
 @pytest.mark.slow
