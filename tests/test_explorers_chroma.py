@@ -1,19 +1,26 @@
 "The chromatic explorer without a browser: against independent arithmetic, where its answers come from, and traits driven from Python."
+import base64
+import io
 import itertools
 import json
 import math
+import re
 import time
 from dataclasses import replace
 
+import comm
 import numpy as np
 import pytest
 from geonb.chromatic.distances import BASES, METRICS
+from geonb.chromatic.embeddings import View
 from geonb.chromatic.folder import write_index, write_logits
 from geonb.core.atomic import write_sums
 from geonb.core.config import LABORATORIES
 from geonb.core.errors import CheckFailed, DataMissing, GeonbError, UsageError
-from geonb.explorers.answers import Answers
+from geonb.data.images import load_images
+from geonb.explorers.answers import VIEWS, Answers
 from geonb.explorers.chroma import ChromaExplorer, ChromaState
+from PIL import Image
 from test_explorers import bundle
 
 SETS = dict(probe=300, calib=120, test=240)
@@ -134,16 +141,16 @@ def test_traits_move_the_one_figure(people, monkeypatch):
     monkeypatch.delenv("IN_TEST", raising=False); assert set(explorer._repr_mimebundle_()) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
 
 
-@pytest.mark.parametrize("name, value, word", [("selected", (), "empty"), ("selected", math.nan, "selected="), ("selected", (13, 99), "no member"), ("selected", "13", "selected="), ("selected", ([],), "no member"), ("selected", None, ""), ("other", 13, "both 13"), ("selected", (math.nan,), "no member")], ids=str)
+@pytest.mark.parametrize("name, value, word", [("selected", (), "empty"), ("selected", math.nan, "selected="), ("selected", (13, 99), "no member"), ("selected", "13", "selected="), ("selected", ([],), "no member"), ("selected", None, ""), ("other", 13, "both 13"), ("selected", (math.nan,), "no member"), ("plane", "t-SNE", "needs 10")], ids=str)
 def test_a_hostile_trait_leaves_the_picture_standing_with_a_sentence(people, name, value, word):
     explorer = ChromaExplorer(named(people) | dict(seeds=range(13, 20))); explorer.widget; explorer.go(selected=(14, 15)); before = explorer.live.to_json()
     explorer.inputs[name].value = value
     if not word: return   # None: all members
     assert word in explorer.problem.value and "\n" not in explorer.problem.value and explorer.live.to_json() == before and explorer._repr_mimebundle_()["image/png"]
-    explorer.inputs[name].value = {"selected": (14, 15), "other": 14}[name]; assert explorer.problem.value == "" and explorer.live.to_json() == before
+    explorer.inputs[name].value = {"selected": (14, 15), "other": 14, "plane": "MDS"}[name]; assert explorer.problem.value == "" and explorer.live.to_json() == before
 
 
-@pytest.mark.parametrize("name", ["metric", "calibrated", "one"])
+@pytest.mark.parametrize("name", ["metric", "calibrated", "one", "plane"])
 @pytest.mark.parametrize("value", ["red", math.nan, 99, None, [1]], ids=str)
 def test_a_hostile_choice_of_a_menu_changes_nothing(people, name, value):
     explorer = ChromaExplorer(named(people) | dict(seeds=range(13, 20))); before = explorer.widget and explorer.live.to_json(); state = explorer.state
@@ -206,3 +213,71 @@ def test_stills_differ_and_the_film_walks_through_the_metrics(explorer):
     assert len({explorer.picture(ChromaState(m, selected=s)) for m in ("js", "zero_one") for s in ((13,), (14, 15))}) == 4
     film = explorer.film(ChromaState("js", True, False)); assert [f.name for f in film.frames] == [m for m in METRICS if not m.endswith("_T1")]
     i = list(film.frames[4].traces).index([t.name for t in film.data].index("map")); assert film.frames[4].name == "js_cal" and np.array_equal(film.frames[4].data[i].x, explorer.view(ChromaState("js_cal"))["map"]["x"])
+
+
+# --- maps to look at, examples, what is sent
+
+@pytest.fixture(scope="module")
+def crowd(): return ChromaExplorer(named(population(12)) | dict(seeds=range(13, 25)))
+
+
+def test_a_view_moves_the_map_and_nothing_else(crowd, monkeypatch):
+    monkeypatch.setitem(VIEWS, "UMAP", lambda D2: View("UMAP", np.arange(24.).reshape(12, 2) ** 1.5, dict(neighbours=11)))   # the real one compiles itself for half a minute; its own tests are in test_chromatic_views
+    flat, tsne, umap = (crowd.view(ChromaState("js", plane=k)) for k in VIEWS); d = lambda v: np.linalg.norm((p := np.stack([v["map"]["x"], v["map"]["y"]], 1))[:, None] - p, axis=2)
+    np.testing.assert_allclose(d(umap), (lambda p: np.linalg.norm(p[:, None] - p, axis=2))(np.arange(24.).reshape(12, 2) ** 1.5), atol=1e-9)
+    for v in (tsne, umap):
+        assert not len(v["ellipses"]["x"]) and not np.allclose(v["map"]["x"], flat["map"]["x"]) and np.array_equal(v["pair"]["x"], v["map"]["x"][:2]) and v["map"]["marker"] == flat["map"]["marker"]
+        assert all(np.array_equal(v[t][k], flat[t][k]) for t in flat if t not in ("ellipses", "pair", "map") for k in set("xyz") & set(flat[t]))
+    words, dress = dict(crowd.readout(ChromaState("js", plane="t-SNE"))), crowd.dress(ChromaState("js", plane="t-SNE"))
+    assert "no evidence" in words["t-SNE is a view"] and "perplexity 3.7" in words["t-SNE is a view"] and "no evidence" in dress["annotations"][0]["text"] and not dress["xaxis"]["showticklabels"] and crowd.picture(ChromaState("js", plane="t-SNE"))
+    assert np.array_equal(crowd.view(ChromaState("js", plane="t-SNE"))["map"]["x"], tsne["map"]["x"])   # computed once
+
+
+def test_views_of_few_or_unknown_are_one_sentence(explorer, crowd):
+    for one, plane, word in ((explorer, "t-SNE", "of 7 members"), (explorer, "UMAP", "needs 10"), (crowd, "PCA", "MDS, t-SNE, UMAP"), (crowd, math.nan, "plane="), (crowd, ["MDS"], "plane=")):
+        with pytest.raises(UsageError, match=word) as e: one.view(ChromaState(plane=plane))
+        assert "\n" not in str(e.value)
+    copies = ChromaExplorer(np.repeat(population(1)["probe"][0], 10, 0)); assert np.isfinite(copies.view(ChromaState(plane="t-SNE"))["map"]["x"]).all()
+
+
+def test_what_takes_long_is_announced_and_what_fails_is_said(people):
+    explorer = ChromaExplorer(named(population(12)) | dict(seeds=range(13, 25))); explorer.widget; said = []; explorer.problem.observe(lambda c: said.append(c["new"]), "value")
+    explorer.inputs["plane"].value = "t-SNE"; assert any("computing t-SNE…" in v for v in said) and explorer.problem.value == "" and explorer._drawn.plane == "t-SNE"
+    said.clear(); explorer.inputs["plane"].value = "MDS"; explorer.inputs["plane"].value = "t-SNE"; assert not said
+    with pytest.MonkeyPatch.context() as m: m.setitem(VIEWS, "UMAP", lambda D2: 1 / 0); explorer.inputs["plane"].value = "UMAP"
+    assert "ZeroDivisionError" in explorer.problem.value and explorer._drawn.plane == "t-SNE"
+
+
+def test_examples_on_which_two_differ(explorer, people):
+    z, y = people["probe"]; p = probabilities_at(explorer, z, True); a, b = p[4].argmax(-1), p[1].argmax(-1); groups = explorer.answers.disagreements(4, 1, True, most=3)
+    want = {"one right": a == y, "other right": b == y, "neither right": (a != y) & (b != y)}
+    for k, group in groups.items():
+        these = sorted(np.flatnonzero((a != b) & want[k]), key=lambda n: -min(p[4, n].max(), p[1, n].max())); assert group["count"] == len(these) and [e["at"] for e in group["examples"]] == these[:3]
+        for e in group["examples"]: assert e["truth"] == y[e["at"]] and e["answers"] == (a[e["at"]], b[e["at"]]) and np.allclose(e["sure"], (p[4, e["at"]].max(), p[1, e["at"]].max()), atol=1e-9)
+    assert sum(g["count"] for g in groups.values()) == (a != b).sum()
+
+
+def test_pictures_come_from_the_set_that_a_run_names(tmp_path, runs_root):
+    d = load_images("digits", 8); x, y, ids = (np.concatenate([getattr(s, k) for s in (d.train, d.val)]) for k in ("images", "labels", "ids")); o = np.argsort(ids); at = np.arange(5, 405, 2); x, y = x[o][at], y[o][at]
+    r = np.random.default_rng(0); z = (3 * np.eye(10)[y] + 2 * r.normal(size=(5, len(y), 10))).astype(np.float32)
+    def folder(name, ids, dataset="digits"):
+        f = tmp_path/name; f.mkdir()
+        for s, one in enumerate(z): write_logits(f/f"probe_logits_seed{s}.npz", one)
+        write_index(f, dataset, "0" * 64, list("0123456789"), {"probe": dict(ids=ids, labels=y)}, [dict(seed=s, config="x") for s in range(5)]); return ChromaExplorer(f)
+    explorer = folder("right", at); page = explorer.examples(explorer.first()); shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(u)))) for u in re.findall(r"base64,([^\"]+)", page)]
+    named_ids = [int(v) for v in re.findall(r"no\. (\d+)", page)]; assert len(shown) == len(named_ids) > 5 and all(np.array_equal(p, x[at.tolist().index(n), ..., 0]) for p, n in zip(shown, named_ids)) and len(page) < 300_000
+    for other, word in ((folder("shifted", at + 1), "not the set"), (folder("unknown", at, "no such set"), "no pictures")):
+        page = other.examples(other.first()); assert "<img" not in page and word in page and "<figcaption>" in page
+
+
+def test_the_channel_opens_with_everything_and_an_update_is_small(people, monkeypatch):
+    sent = []
+    class Wire(comm.base_comm.BaseComm):
+        def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys): sent.append((msg_type, self.comm_id, data or {}, len(json.dumps(data or {}, default=str)) + sum(len(memoryview(b).tobytes()) for b in buffers or [])))
+    monkeypatch.setattr(comm, "create_comm", lambda *args, **kwargs: Wire(*args, **kwargs)); explorer = ChromaExplorer(named(people) | dict(seeds=range(13, 20))); explorer.widget; me = explorer.live.comm.comm_id
+    mine = [(kind, data) for kind, to, data, _ in sent if to == me]; assert [kind for kind, _ in mine] == ["comm_open"] and [t["name"] for t in mine[0][1]["state"]["_widget_data"]] == list(explorer.view(explorer.state))
+    sent.clear(); explorer.inputs["metric"].value = "js"; kb = sum(size for *_, size in sent) / 1000; assert 1 < kb < 300, kb
+    state = explorer.live.get_state(); assert np.array_equal(explorer.live.data[2].x, explorer.view(explorer.state)["map"]["x"]) and "js" in state["_widget_layout"]["annotations"][0]["text"]   # for a page that is loaded again
+
+
+def test_the_film_fits_on_a_page(explorer): assert len(explorer.film().to_json()) < 5_000_000
