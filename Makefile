@@ -51,7 +51,7 @@ lab: $(READY)
 	$(BIN)/python -m jupyterlab --notebook-dir=nbs $(ARGS)
 
 docs: $(READY)
-	@if command -v quarto >/dev/null 2>&1; then touch README.md; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs; else $(BIN)/python .ci/docs.py build; fi
+	@if command -v quarto >/dev/null 2>&1; then touch README.md; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs && $(BIN)/python .ci/docs.py films _docs; else $(BIN)/python .ci/docs.py build; fi
 
 readme: $(READY)
 	$(BIN)/python .ci/docs.py readme
