@@ -171,10 +171,10 @@ def picture(self:RunsExplorer,
     "A still of one state: the first rows of the table, and the figure."
     import io
     from matplotlib.figure import Figure
-    s = self.settled(state or self.opening()); v = self.view(s); rows = self.shown(s)[0]; f = Figure(figsize=(11, 6), dpi=85, layout="constrained"); above, below = f.subfigures(2, 1, height_ratios=(1, 1.35))
-    place = {k: str(i + 1) for i, k in enumerate(s.selected)}; part = rows[s.page * PAGE:][:9]; texts = [{"mark": place.get(r["key"], "")} | t | {"note": t["note"][:48]} for r, t in zip(part, row_texts(part, s.metric, self.shown(s)[1]))]
-    text = text_table(texts, {"mark": ""} | COLUMNS | {"note": "parameters that differ"}) + (f"\n… {len(rows) - 9} more" if len(rows) > 9 else "") if rows else "no runs yet"
-    above.text(.01, .96, text.replace("$", r"\$"), family="monospace", fontsize=7, va="top"); ids = [self.shelf.at[k]["run_id"] for k, _ in self.answers(s)] if s.panel != "curves" else []
+    s = self.settled(state or self.opening()); v = self.view(s); rows = self.shown(s)[0]; tall = .2 * (min(len(rows), 11) + 1) + .1; f = Figure(figsize=(11, tall + 3.4), dpi=85, layout="constrained"); above, below = f.subfigures(2, 1, height_ratios=(tall, 3.4))
+    place = {k: str(i + 1) for i, k in enumerate(s.selected)}; part = rows[s.page * PAGE:][:10]; texts = [{"mark": place.get(r["key"], "")} | t | {"note": t["note"][:48]} for r, t in zip(part, row_texts(part, s.metric, self.shown(s)[1]))]
+    text = text_table(texts, {"mark": ""} | COLUMNS | {"note": "parameters that differ"}) + (f"\n… {len(rows) - len(part)} more" if len(rows) > len(part) else "") if rows else "no runs yet"
+    above.text(.01, .97, text.replace("$", r"\$"), family="monospace", fontsize=7.5, va="top"); ids = [self.shelf.at[k]["run_id"] for k, _ in self.answers(s)] if s.panel != "curves" else []
     if s.panel == "curves":
         ax = below.subplots()
         for i, (colour, dash) in enumerate(LINES):

@@ -23,13 +23,16 @@ def swatch(
 
 # %% ../../nbs/api/explorers/21_runs_table.ipynb #72964e55
 PAGE = 25                                                                          # rows shown at once
-GRID = "46px 84px 88px minmax(90px, 130px) 48px minmax(110px, 190px) 120px 52px minmax(120px, 1fr)"   # of a row beside its box: number, then the columns after the first, then what differs
+GRID = "48px 84px 90px minmax(90px, 140px) 52px minmax(110px, 200px) 126px 54px minmax(120px, 1fr)"   # of a row beside its box: number, then the columns after the first, then what differs
 SHEET = f"""<style>
 .geonb-runs .geonb-row {{ display: grid; grid-template-columns: {GRID}; gap: 0 8px; align-items: center; line-height: 1.3; font-variant-numeric: tabular-nums; color: var(--jp-ui-font-color1, #4b5563); min-height: 26px; padding: 0 4px }}
 .geonb-runs .geonb-row span {{ overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
 .geonb-runs .geonb-row .note {{ white-space: normal; overflow-wrap: anywhere; color: var(--jp-ui-font-color2, #6b7280) }}
-.geonb-runs .geonb-row .amiss {{ color: var(--jp-error-color0, #b91c1c); font-weight: 600 }}
+.geonb-runs .geonb-row .amiss {{ color: var(--jp-error-color0, #b91c1c) }}
 .geonb-runs .geonb-row.chosen {{ background: rgba(122,134,153,.16); box-shadow: inset 3px 0 0 var(--jp-brand-color1, #0072B2) }}
+.geonb-runs .geonb-head {{ position: sticky; top: 0; z-index: 2; background: var(--jp-layout-color0, white); border-bottom: 1px solid rgba(122,134,153,.4) }}
+.geonb-runs .geonb-head button {{ text-align: left; background: none; color: var(--jp-ui-font-color1, #4b5563) }}
+.geonb-runs .geonb-head button:hover, .geonb-runs .geonb-head button:focus-visible {{ outline: 2px solid var(--jp-brand-color1, #0072B2); outline-offset: -2px }}
 .geonb-runs .widget-html-content {{ line-height: 1.4; color: var(--jp-ui-font-color1, #4b5563) }}
 .geonb-runs .widget-checkbox input:focus-visible {{ outline: 2px solid var(--jp-brand-color1, #0072B2); outline-offset: 2px }}
 .geonb-runs .geonb-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 6px 0; color: var(--jp-ui-font-color1, #4b5563) }}
@@ -45,7 +48,7 @@ def row_html(
 ) -> str:
     "One row as HTML; every word is escaped."
     say = lambda k: html.escape(texts[k]); amiss = texts["status"] in ("damaged", "foreign", "interrupted")
-    mark = "" if number is None else "✓" if number < 0 else f"{number + 1}{swatch(number)}"
+    mark = "" if number is None else "✓" if number < 0 else f"{number + 1} {swatch(number)}"
     cells = [f"<span>{mark}</span>", f'<span class="{"amiss" if amiss else ""}">{say("status")}</span>', *(f'<span title="{say(k)}">{say(k)}</span>' for k in list(COLUMNS)[2:]), f'<span class="note">{say("note")}</span>']
     return f'<div class="geonb-row{" chosen" if number is not None else ""}">{"".join(cells)}</div>'
 
@@ -60,8 +63,8 @@ def row_boxes(
     boxes = [w.Checkbox(indent=False, layout=w.Layout(width="148px", min_width="148px")) for _ in range(n)]; lines = [w.HTML(layout=w.Layout(flex="1 1 auto", min_width="0")) for _ in range(n)]
     heading = lambda k: w.Button(description=COLUMNS[k], tooltip=f"order by {COLUMNS[k]}", layout=w.Layout(width="auto", height="26px", padding="0 2px", margin="0"), style={"font_weight": "bold"})
     headings = {k: heading(k) for k in COLUMNS}; first, *rest = headings.values(); first.layout.width = "148px"
-    top = w.HBox([first, w.GridBox([w.Label(""), *rest, w.Label("parameters that differ, or what is wrong", layout=w.Layout(margin="0", height="26px"))], layout=w.Layout(grid_template_columns=GRID, grid_gap="0 8px", flex="1 1 auto", min_width="0", padding="0 4px", margin="0 2px"))])
-    rows = [w.HBox(pair, layout=w.Layout(align_items="center")) for pair in zip(boxes, lines)]; nothing = w.HTML("no run fits these filters"); host = w.VBox([top, *rows, nothing]); host.add_traits(value=Any(()))
+    top = w.HBox([first, w.GridBox([w.Label(""), *rest, w.Label("parameters that differ, or what is wrong", layout=w.Layout(margin="0", height="26px"))], layout=w.Layout(grid_template_columns=GRID, grid_gap="0 8px", flex="1 1 auto", min_width="0", padding="0 4px", margin="0 2px"))], layout=w.Layout(flex="0 0 auto")); top.add_class("geonb-head")
+    rows = [w.HBox(pair, layout=w.Layout(align_items="center", flex="0 0 auto")) for pair in zip(boxes, lines)]; nothing = w.HTML("no run fits these filters"); host = w.VBox([top, *rows, nothing], layout=w.Layout(flex="0 0 auto", overflow="visible")); host.add_traits(value=Any(()))
     keys, drawn, held = [None] * n, [()], []
     def fill(page, selected, order=("started", True)):   # page: (key, label, html) of each row
         held.append(1); drawn[0] = tuple(selected)
@@ -76,5 +79,5 @@ def row_boxes(
         host.value = (*(k for k in drawn[0] if k != keys[i]), *([keys[i]] if boxes[i].value else []))
     for i, box in enumerate(boxes): box.observe(lambda _, i=i: ticked(i), "value")
     for k, b in headings.items(): b.on_click(lambda _, k=k: ordered(k))
-    host.fill, host.boxes, host.lines, host.headings, host.keys = fill, boxes, lines, headings, keys
+    host.fill, host.boxes, host.lines, host.headings = fill, boxes, lines, headings
     return host

@@ -18,10 +18,11 @@ from ..core.atomic import read_json
 from ..core.errors import DataMissing, GeonbError, UsageError, did_you_mean
 from ..core.facts import COLUMNS, differing, metric_of, row_texts, select_rows, Shelf
 from ..core.words import html_table, worded
-from .comparison import confusion, kept_interval, read_answers, read_history, remarks
+from .comparison import confusion, difference_words, kept_interval, read_answers, read_history, remarks
 from .runs_table import LINES, PAGE, row_html, swatch
 from .shell import Explorer, GRID, INK, one_of, SHEET, whole
 from ..plots.curves import DIVERGING, SEQUENTIAL
+from ..stats.intervals import paired_difference
 
 # %% ../../nbs/api/explorers/22_runs_view.ipynb #bc1d5265
 PANELS = ("curves", "confusion", "difference")   # what the figure shows of the selected runs
@@ -61,7 +62,7 @@ class RunsView(Explorer):
     ):
         self.shelf, self.checked, self._cut, self._task = Shelf(root, shipped() if examples is None else examples), {}, {}, None; self.look()
 
-    def __repr__(self): return f"RunsView({len(self.shelf.rows)} {'examples' if self.examples else 'runs'})"
+    def __repr__(self): n = len(self.shelf.rows); return f"{type(self).__name__}({n} {'example' if self.examples else 'run'}{'s' * (n != 1)})"
     @property
     def examples(self): return any(r["example"] for r in self.shelf.rows)
     def look(self):
@@ -231,10 +232,12 @@ def side_by_side(self:RunsView,
         about = [line(k, [worded(r[k], 24) for r in rows]) for k in ("laboratory", "dataset", "seed") if len({str(r[k]) for r in rows}) > 1]; body = [line(k, [worded(r["parameters"][k], 32) if k in r["parameters"] else "" for r in rows]) for k in differ]
         kept = [self.file_of(r["key"], "manifest.json", read_json)[0] if r["metrics"] else None for r in rows]; tests = [m.get("test") if isinstance(m, dict) else None for m in kept]
         figure = lambda v, t: "" if v is None else worded(v) + (f" ({worded(e[0])} to {worded(e[1])})" if (e := kept_interval(v, t)) else "")
-        out.append(html_table(about + body + [line(k, [figure(r["metrics"].get(k), t) for r, t in zip(rows, tests)]) for k in named], heads, f"what differs: {len(differ)} parameters; figures with intervals where they were kept"))
+        out.append(html_table(about + body + [line(k, [figure(r["metrics"].get(k), t) for r, t in zip(rows, tests)]) for k in named], heads, f"what differs: {len(differ)} parameter{'s' * (len(differ) != 1)}; figures with intervals where they were kept"))
         if len({r["laboratory"] for r in rows}) > 1: out.append("<div>runs of different laboratories: their figures measure different things</div>")
         else:
             configs = [self.file_of(r["key"], "config.json", read_json)[0] for r in rows]
+            pair = self.answers(s) if s.panel != "curves" else []; name = lambda k: self.shelf.at[k]["run_id"]
+            if len(pair) == 2 and np.array_equal(*(a["labels"] for _, a in pair)): out.append(f"<div>{html.escape(difference_words(name(pair[0][0]), name(pair[1][0]), paired_difference(*(a['predicted'] == a['labels'] for _, a in pair))))}</div>")
             out += [f"<div>{html.escape(t)}</div>" for t in remarks(rows, [c.get("data") if isinstance(c, dict) else None for c in configs], differ)]
     return "".join(out)
 
@@ -247,11 +250,12 @@ def dress(self:RunsView,
     s = self.settled(state); v = self.view(s); word = lambda x, text: dict(x=x, y=1.02, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False, font=dict(size=13), text=html.escape(text))
     ids = [self.shelf.at[k]["run_id"] for k, _ in (self.answers(s) if s.panel != "curves" else [])]; curves, two, one = s.panel == "curves", s.panel == "confusion", s.panel == "difference" and v["difference"]["z"].size > 0
     if curves: words = [word(0, s.column if s.column else "tick runs in the table: their curves are drawn here" if not s.selected else "no curve in the selected runs")]
-    elif two: words = [word(.55 * i, f"{i + 1}: {r}") for i, r in enumerate(ids)] or [word(0, "tick runs that keep predictions_test.npz")]
-    else: words = [word(.28, f"{ids[0]} minus {ids[1]}")] if one else [word(0, "tick two runs that keep predictions_test.npz on the same samples")]
+    elif two: words = [word(.02 + .54 * i, f"{s.selected.index(k) + 1}: {self.shelf.at[k]['run_id']}") for i, (k, _) in enumerate(self.answers(s))] or [word(0, "tick runs that keep predictions_test.npz")]
+    else: words = [word(.3, f"{ids[0]} minus {ids[1]}")] if one else [word(0, "tick two runs that keep predictions_test.npz on the same samples")]
     seen = {"": curves and bool(s.column), "2": two and len(ids) > 0, "3": two and len(ids) > 1, "4": one}; top = float(np.abs(v["difference"]["z"]).max(initial=0)) or 1.
-    scale = dict(cmin=-top, cmax=top, colorscale="RdBu_r" if DIVERGING == "RdBu_r" else DIVERGING) if one else dict(cmin=0, cmax=1, colorscale=SEQUENTIAL)
-    return {"annotations": words, **{f"{a}axis{n}": dict(visible=bool(on)) for n, on in seen.items() for a in "xy"}, "coloraxis": dict(**scale, showscale=bool(seen["2"] or one), colorbar=dict(title=dict(text="share of the true class", side="right"), thickness=12, outlinewidth=0))}
+    scale = dict(cmin=-top, cmax=top, colorscale=DIVERGING) if one else dict(cmin=0, cmax=1, colorscale=SEQUENTIAL)
+    size = {n: max(1, len(v[t]["z"])) for n, t in (("2", "confusion 1"), ("3", "confusion 2"), ("4", "difference"))}; span = lambda a, n: dict(range=[-.5, size[n] - .5] if a == "x" else [size[n] - .5, -.5]) if n else {}
+    return {"annotations": (words + [word(0, " ")])[:2], **{f"{a}axis{n}": dict(visible=bool(on), **span(a, n)) for n, on in seen.items() for a in "xy"}, "coloraxis": dict(**scale, showscale=bool(seen["2"] or one), colorbar=dict(title=dict(text="share of the true class", side="right"), thickness=12, outlinewidth=0))}
 
 @patch
 def skeleton(self:RunsView):
@@ -260,8 +264,8 @@ def skeleton(self:RunsView):
     lines = [go.Scatter(name=f"curve {i + 1}", mode="lines+markers", line=dict(color=c, dash=dash, width=2), marker=dict(size=4)) for i, (c, dash) in enumerate(LINES)]
     ends = go.Scatter(name="ends", mode="text", textposition="middle right", textfont=dict(color=INK, size=12), cliponaxis=False, hoverinfo="skip")
     heat = lambda name, n: go.Heatmap(name=name, coloraxis="coloraxis", xaxis=f"x{n}", yaxis=f"y{n}", hovertemplate="%{y} taken for %{x}: %{z:.3f}<extra></extra>")
-    square = lambda n, at: {f"xaxis{n}": dict(domain=at, anchor=f"y{n}", type="category", title=dict(text="answer", standoff=4), constrain="domain", **GRID | dict(showgrid=False)), f"yaxis{n}": dict(anchor=f"x{n}", type="category", autorange="reversed", title="truth", scaleanchor=f"x{n}", constrain="domain", **GRID | dict(showgrid=False))}
-    layout = SHEET | dict(width=960, height=440, margin=dict(l=60, r=30, t=50, b=50), xaxis=dict(title=dict(text="epoch"), **GRID), yaxis=dict(**GRID), **square(2, [0, .42]), **square(3, [.55, .97]), **square(4, [.28, .72]))
+    square = lambda n, at: {f"xaxis{n}": dict(domain=at, anchor=f"y{n}", type="category", title=dict(text="answer", standoff=4), **GRID | dict(showgrid=False)), f"yaxis{n}": dict(anchor=f"x{n}", type="category", title="truth", **GRID | dict(showgrid=False))}   # domains are squares: an axis that follows another cannot be drawn while it is empty
+    layout = SHEET | dict(width=960, height=440, margin=dict(l=60, r=30, t=40, b=50), xaxis=dict(title=dict(text="epoch"), **GRID), yaxis=dict(**GRID), **square(2, [.02, .42]), **square(3, [.56, .96]), **square(4, [.3, .7]))
     return go.Figure([*lines, ends, heat("confusion 1", 2), heat("confusion 2", 3), heat("difference", 4)], layout)
 
 @patch
