@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from geonb.core.assets import example
 from geonb.explorers.tokens import TokensExplorer, numbers_of
 from lab import Lab
-from test_explorers_tokens import tokenizer_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -46,15 +46,15 @@ PLACE = """([name, x, y]) => { const g = document.querySelector('.js-plotly-plot
 
 @pytest.mark.timeout(600)
 def test_tokens_explorer(root, chromium, tmp_path):
-    "Sliders, menus, buttons, play and clicks in the page; the notebook finds the run as the newest."
-    shutil.copy(root/"nbs"/"explorers"/"tokens.ipynb", tmp_path); explorer, shots = TokensExplorer(tokenizer_run(tmp_path/"runs", epochs=12)[0]), tmp_path/"shots"; shots.mkdir(); state, a = explorer.first(), explorer.strings
+    "Sliders, menus, buttons, play and clicks in the page; before the first run the notebook opens the example."
+    shutil.copy(root/"nbs"/"explorers"/"tokens.ipynb", tmp_path); explorer, shots = TokensExplorer(example("operators")), tmp_path/"shots"; shots.mkdir(); last = explorer.strings.frames - 1; state, a = explorer.first(), explorer.strings
     with Lab(tmp_path, chromium, env={"GEONB_RUNS": str(tmp_path/"runs")}, size=(1400, 2600)) as lab:
         page = lab.open("tokens.ipynb"); lab.run_all(page); page.wait_for_selector(".js-plotly-plot .main-svg", state="attached", timeout=60_000); click = lambda name, x, y: page.mouse.click(*page.evaluate(PLACE, [name, float(x), float(y)]))
         expect(lab, page, explorer, state, 60); page.screenshot(path=shots/"semantic.png")
         lab.press(page, "time", "ArrowRight", 3); expect(lab, page, explorer, state := replace(state, time=3))
         lab.select(page, "noise", "1"); expect(lab, page, explorer, state := replace(state, realization=1))
         fine = [int(i) for i in np.flatnonzero(a.tokens[:, 0] >= 0)]; there = next(i for i in fine if i > state.sample); lab.press(page, "sample", "ArrowRight", there - state.sample); expect(lab, page, explorer, state := replace(state, sample=there))
-        lab.select(page, "level", "2"); expect(lab, page, explorer, state := replace(state, level=2))
+        lab.select(page, "level", str(a.L - 1)); expect(lab, page, explorer, state := replace(state, level=a.L - 1))
         page.locator(".widget-dropdown:has-text('category') select").first.select_option(index=1); expect(lab, page, explorer, state := replace(state, category=1))
         lab.press(page, "swap for", "ArrowRight", 3); expect(lab, page, explorer, state := replace(state, code=2)); page.screenshot(path=shots/"swap.png")
         shown = " ".join(page.locator(".geonb-readout").inner_text().split())
@@ -64,7 +64,7 @@ def test_tokens_explorer(root, chromium, tmp_path):
         lab.click(page, "engineering"); expect(lab, page, explorer, state := replace(state, dashboard="engineering")); page.screenshot(path=shots/"engineering.png")
         lab.click(page, "topological"); expect(lab, page, explorer, state := replace(state, dashboard="topological")); lab.settle(page); page.screenshot(path=shots/"topological.png")
         p = numbers_of(a, "topological")["codes"]; i = int(np.argmax(p["x"])); click("codes", p["x"][i], p["y"][i]); expect(lab, page, explorer, state := replace(state, category=p["category"][i], level=p["level"][i], code=p["code"][i]))
-        page.locator(".widget-play button").first.click(); page.wait_for_function("() => document.querySelector('.geonb-readout').innerText.includes(' 7 of 7')", timeout=30_000); lab.settle(page); expect(lab, page, explorer, state := replace(state, time=7))   # play runs to the last frame
+        page.locator(".widget-play button").first.click(); page.wait_for_function(f"() => document.querySelector('.geonb-readout').innerText.includes('{last} of {last}')", timeout=60_000); lab.settle(page); expect(lab, page, explorer, state := replace(state, time=last))   # play runs to the last frame
         page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"); lab.settle(page); page.screenshot(path=shots/"dark topological.png")
         for kind in ("semantic", "engineering"): lab.click(page, kind); expect(lab, page, explorer, state := replace(state, dashboard=kind)); page.screenshot(path=shots/f"dark {kind}.png")
         assert not page.locator(".geonb-problem").count() and page.locator(".js-plotly-plot").count() == 1 and lab.complaints(page) == []

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import UsageError
-from .boards import BOTTOM, SHEET_HEIGHT, TOP, TRACES, WIDTH, board_dress, board_layout, board_traces, cells, ends, heading, inside, shown
+from .boards import AXES, BOTTOM, NAMES, SHEET_HEIGHT, TOP, TRACES, WIDTH, board_dress, board_layout, board_traces, cells, ends, heading, inside, shown
 from .shell import ACCENT, Explorer, GRID, INK, SHEET, one_of, player, whole
 from .strings import Strings, furthest, open_strings
 from ..operators.dashboard_figures import short
@@ -148,7 +148,7 @@ def skeleton(self:TokensExplorer):
     import plotly.graph_objects as go
     at = lambda i: dict(xaxis=f"x{i}" if i > 1 else "x", yaxis=f"y{i}" if i > 1 else "y"); quiet = dict(hoverinfo="skip"); edge = dict(color="#1f2937", width=1)
     traces = [go.Heatmap(name=f"field {c}", coloraxis="coloraxis", hovertemplate="%{z:.3g}<extra></extra>", **at(c + 1)) for c in range(3)]
-    traces += [go.Heatmap(name="tokens", colorscale="Cividis", zmin=0, zmax=1, showscale=False, texttemplate="%{text}", hovertemplate="C%{y} level %{x}: token %{text}, said of %{z:.1%}<extra></extra>", **at(4)),
+    traces += [go.Heatmap(name="tokens", colorscale="Cividis", zmin=0, zmax=float(np.nanmax(usage_of(self.strings))), showscale=False, texttemplate="%{text}", hovertemplate="C%{y} level %{x}: token %{text}, said of %{z:.1%}<extra></extra>", **at(4)),
                go.Scatter(name="token", mode="markers", marker=dict(symbol="square-open", size=30, color=ACCENT, line=dict(width=4)), **quiet, **at(4)), go.Scatter(name="move", mode="lines", line=dict(color=INK, width=2), **quiet, **at(5)),
                go.Scatter(name="truth", mode="markers", marker=dict(symbol="line-ns-open", size=12, color=INK, line=dict(width=2)), hovertemplate="measured: %{x:.3f}<extra></extra>", **at(5)),
                go.Scatter(name="before", mode="markers", marker=dict(size=9, color=PALETTE[0], line=edge), hovertemplate="%{text}<extra></extra>", **at(5)), go.Scatter(name="after", mode="markers", marker=dict(symbol="diamond", size=10, color=ACCENT, line=edge), hovertemplate="%{text}<extra></extra>", **at(5)),
@@ -220,15 +220,31 @@ def picture(self:TokensExplorer,
     s = self.settled(state or self.opening()); a, v, d = self.strings, self.view(s), self.dress(s); f = Figure(figsize=(10, 7.6), dpi=85, layout="constrained"); above, below = f.subfigures(2, 1, height_ratios=(1.5, 1)); left, middle, right = above.subfigures(1, 3, width_ratios=(1.1, 1, 1)); fields, near = left.subfigures(2, 1, height_ratios=(1, 1.6)); top = d["coloraxis"]["cmax"]
     for c, ax in enumerate(fields.subplots(1, 3)): ax.imshow(np.array(v[f"field {c}"]["z"], float), cmap="RdBu_r", vmin=-top, vmax=top); ax.set(xticks=[], yticks=[])
     words = lambda i: d["annotations"][i]["text"]; fields.suptitle(words(0), fontsize=9); ax = near.subplots(); ax.imshow(v["near"]["z"], cmap="Blues", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest"); ax.set_yticks(d["yaxis6"]["tickvals"], d["yaxis6"]["ticktext"], fontsize=7); ax.set_xticks([]); near.suptitle(words(1), fontsize=9)
-    ax = middle.subplots(); ax.imshow(v["tokens"]["z"], cmap="cividis", vmin=0, vmax=1, aspect="auto"); middle.suptitle(words(2), fontsize=9); ax.plot(s.level, s.category, "s", ms=16, mfc="none", mec=ACCENT, mew=2.5)
-    for (i, j), z in np.ndenumerate(np.array(v["tokens"]["z"])): ax.text(j, i, v["tokens"]["text"][i][j], ha="center", va="center", fontsize=8, color="white" if z < .5 else "black")
+    ax = middle.subplots(); most = float(np.nanmax(usage_of(a))); ax.imshow(v["tokens"]["z"], cmap="cividis", vmin=0, vmax=most, aspect="auto"); middle.suptitle(words(2), fontsize=9); ax.plot(s.level, s.category, "s", ms=16, mfc="none", mec=ACCENT, mew=2.5)
+    for (i, j), z in np.ndenumerate(np.array(v["tokens"]["z"])): ax.text(j, i, v["tokens"]["text"][i][j], ha="center", va="center", fontsize=8, color="white" if z < most / 2 else "black")
     ax.set_yticks(range(a.C), [f"C{i} {short(n, 20)}" for i, n in enumerate(a.labels)], fontsize=7); ax.set_xticks(range(a.L), [f"level {i}" for i in range(a.L)], fontsize=7)
     ax = right.subplots(); right.suptitle(words(3), fontsize=9); rows = v["before"]["y"]; ax.hlines(rows, v["before"]["x"], v["after"]["x"], color="0.6"); ax.plot(v["truth"]["x"], rows, "|", color="0.4", ms=9, label="measured"); ax.plot(v["before"]["x"], rows, "o", color=PALETTE[0], label="decoded"); ax.plot(v["after"]["x"], rows, "D", color=ACCENT, ms=5, label="with the swap")
     ax.set_yticks(rows, d["yaxis5"]["ticktext"], fontsize=7); ax.set(ylim=(len(rows) - .5, -.5), xlabel="standard deviations"); ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.1), ncols=3, frameon=False, handletextpad=.1, columnspacing=.8); panel = PANELS[s.dashboard][STILL[s.dashboard]]; numbers = numbers_of(a, s.dashboard)
     panel.draw(below.subplots(1, panel.size(numbers[STILL[s.dashboard]])[2], squeeze=False)[0], numbers[STILL[s.dashboard]]); below.suptitle(f"{s.dashboard} dashboard: {panel.title}", fontsize=9); f.suptitle(self.title, fontsize=10, x=.02, ha="left"); out = io.BytesIO(); f.savefig(out, format="png", facecolor="white"); return out.getvalue()
 
+# %% ../../nbs/api/explorers/42_tokens.ipynb #8661f1d4
+@patch
+def draw(self:TokensExplorer,
+    state: TokensState,   # what to show
+):
+    "Bring the one figure and the readout to a state, in one message, without the dashboard where it stands already."
+    data, rows, dress = self.view(state), self.readout(state), self.dress(state); fixed, axes = {n for names in NAMES.values() for n in names}, {f"{a}axis{i}" for _, i, *_ in AXES.values() for a in "xy"}
+    if self._drawn is not None and self._drawn.dashboard == state.dashboard:
+        follows = state.dashboard == "topological"   # the only one that marks what the operator says
+        data = {n: d for n, d in data.items() if n not in fixed or follows and d["visible"]}; dress = {k: v for k, v in dress.items() if k not in axes or follows}
+    with self.live.batch_update():
+        for trace in self.live.data:
+            if trace.name in data: trace.update(data[trace.name])
+        self.live.layout.update(dress)
+    self._drawn = state; self.words.value = '<div class="geonb-readout">' + "".join(f"<div><span>{k}</span> {v}</div>" for k, v in rows) + "</div>"; self.say("")
+
 # %% ../../nbs/api/explorers/42_tokens.ipynb #ef013946
-LEGIBLE = "<style>.geonb-explorer .js-plotly-plot .heatmap-label text { fill: white !important; paint-order: stroke; stroke: #1f2937; stroke-width: 2.5px } .geonb-explorer .js-plotly-plot .sankey text { text-shadow: none !important }</style>"   # text on every colour, in either theme
+LEGIBLE = "<style>.geonb-explorer .js-plotly-plot .heatmap-label text { fill: white !important; paint-order: stroke; stroke: #1f2937; stroke-width: 2.5px } .geonb-explorer .js-plotly-plot .sankey text { text-shadow: none !important } .geonb-explorer .js-plotly-plot .bgsankey { pointer-events: none !important }</style>"   # text on every colour, in either theme; plotly leaves a Sankey's background over what comes after it
 
 @patch
 def controls(self:TokensExplorer) -> dict:
