@@ -78,15 +78,19 @@ class Answers:
         if key not in self._kept: self._kept[key] = make()
         return self._kept[key]
 
-    def pictures(self):
-        "(uint8 [N, H, W, 1 or 3] or None, why there are none) of the probe."
-        def fetch():
-            x, why = self._pictures() if callable(self._pictures) else (self._pictures, "")
-            if x is None: return None, why or "the pictures behind these answers were not given"
-            x = np.asarray(x); x = x[..., None] if x.ndim == 3 else x
-            if x.ndim != 4 or x.dtype != np.uint8 or len(x) != self.N or x.shape[3] not in (1, 3): raise UsageError(f"pictures: uint8 [{self.N:,}, H, W, 1 or 3] are needed, got {x.dtype} {list(x.shape)}")
-            return x, ""
-        return self.keep("pictures", fetch)
+
+
+# %% ../../nbs/api/explorers/02_answers.ipynb #1238bb30
+@patch
+def pictures(self:Answers) -> tuple:   # (uint8 [N, H, W, 1 or 3] or None, why there are none)
+    "What the probe examples look like."
+    def fetch():
+        x, why = self._pictures() if callable(self._pictures) else (self._pictures, "")
+        if x is None: return None, why or "the pictures behind these answers were not given"
+        x = np.asarray(x); x = x[..., None] if x.ndim == 3 else x
+        if x.ndim != 4 or x.dtype != np.uint8 or len(x) != self.N or x.shape[3] not in (1, 3): raise UsageError(f"pictures: uint8 [{self.N:,}, H, W, 1 or 3] are needed, got {x.dtype} {list(x.shape)}")
+        return x, ""
+    return self.keep("pictures", fetch)
 
 # %% ../../nbs/api/explorers/02_answers.ipynb #43352d2a
 @patch

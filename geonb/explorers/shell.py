@@ -183,6 +183,7 @@ def later(self:Explorer,
     try: self._timer = asyncio.get_running_loop().call_later(seconds, self.guard, f)
     except RuntimeError: self.guard(f)
 
+# %% ../../nbs/api/explorers/90_shell.ipynb #5913b540
 @patch
 def follow(self:Explorer):
     "Draw what the controls say; what goes wrong is said below the figure."
