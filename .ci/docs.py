@@ -216,8 +216,10 @@ def build(out, root=ROOT):
             book = outline(Path(tmp)/"tree"); placed = leaves(book)
             missing += [f"nbs/{n} stands in no section of _quarto.yml" for p, *_ in found if (n := p.relative_to(proc).as_posix()) not in placed]
             to_html(found, proc, out, book)
+            from geonb.core.errors import GeonbError
             from geonb.explorers.pages import publish
-            publish(out)
+            try: publish(out)
+            except GeonbError as e: missing.append(str(e))
         finally: os.chdir(back); sys.path[:] = [p for p in sys.path if not p.startswith(tmp)]
     return missing + broken_links(out, cfg["doc_host"]+cfg["doc_baseurl"])
 

@@ -145,14 +145,16 @@ def publish(
     films: dict = None, # explorer -> function that gives its film; None: `FILMS`
 ) -> dict:              # name of the file -> bytes written
     "Make the pages of a site move: films for those that show one, and nothing where none does."
-    site, films, used = Path(site), FILMS if films is None else films, {}
+    site, films, used, bare = Path(site), FILMS if films is None else films, {}, []
     for file in sorted(site.rglob("*.html")):
         page = file.relative_to(site); name = page.stem if page.parent.as_posix() == "explorers" and page.stem in films else ""
         html, names = woven(file.read_text(encoding="utf-8"), "../" * (len(page.parts) - 1), name)
         if lost := [n for n in names if n not in films]: raise UsageError(f"{page.as_posix()} wants the film {lost[0]!r}{did_you_mean(lost[0], films)}: there are {', '.join(films)}")
-        if name and not names: raise CheckFailed(f"{page.as_posix()} has no picture that a film could take the place of: run its notebook and save it")
+        if name and not names: bare.append(page.as_posix())
         if names: write_bytes(file, html.encode()); used.update({n: films[n] for n in names})
-    return write_films(site/"films", used) if used else {}
+    sizes = write_films(site/"films", used) if used else {}
+    if bare: raise CheckFailed(f"{bare[0]} has no picture that a film could take the place of: run its notebook and save it")   # after all others move
+    return sizes
 
 # %% ../../nbs/api/explorers/95_pages.ipynb #95f02908
 def verdict_table(
