@@ -7,6 +7,7 @@ import pytest
 from geonb.explorers.places import enclosed
 from geonb.explorers.ternary import LAYOUTS, TernaryExplorer
 from lab import Lab
+from scipy.spatial import cKDTree
 from pages import expect
 from test_explorers import coverage
 from test_explorers_ternary import ternary_bundle
@@ -30,22 +31,23 @@ def test_ternary_explorer(root, chromium, tmp_path, kind):
         lab.select(page, "pathway", "B"); state = see(path="B")
         for layout in (*LAYOUTS[1:], LAYOUTS[0]):
             lab.select(page, "layout", layout); state = see(layout=layout)
-            for colour in list(explorer.colours)[:: 1 if layout == "disc" else 2]:
+            for colour in list(explorer.colours)[slice(None, None, 1 if layout == "disc" else 4)]:
                 lab.select(page, "colour", colour); state = see(colour=colour)
                 assert page.evaluate("() => document.querySelector('.js-plotly-plot').layout.coloraxis.cmax") == pytest.approx(explorer.dress(state)["coloraxis"]["cmax"])
             page.screenshot(path=shots/f"{layout}.png")
 
         box = lab.control(page, "operation").locator("input")   # typed: an index, nine trits, a name, nonsense
-        for text, index in (("77", 77), ("+0-+0-+0-", 3785), ("max", 19305)):
+        for text, index in (("77", 77), ("+0-+0-+0-", 3785), ("max", 19569)):
             box.fill(text); box.press("Enter"); state = see(operation=str(index)); assert str(index) in card()
-        assert f"{int(explorer.decoder.read['B'][19305])}" in card()
+        assert str(int(explorer.decoder.read['B'][19569])) in card()
         box.fill("nonsense"); box.press("Enter"); page.wait_for_selector(".geonb-problem", timeout=10_000); assert "no operation is called" in page.locator(".geonb-problem").inner_text(); see()
-        for layout, index in (("map", 15633), ("tree", 2), ("disc", 6561)):   # the pointer
+        far = np.argsort(-cKDTree(at := explorer.places("disc", "B").astype(float)).query(at, k=2)[0][:, 1])[:2].tolist()   # furthest from their neighbours: no doubt what the pointer is on
+        for layout, index in (("map", 15633), ("tree", 2), ("disc", far[0])):   # the pointer
             if state.layout != layout: lab.select(page, "layout", layout); state = replace(state, layout=layout); box.fill("1"); box.press("Enter"); state = see(operation="1")
             page.locator(".js-plotly-plot").scroll_into_view_if_needed(); x, y = spot(index); page.mouse.move(x - 3, y - 2); page.mouse.move(x, y); page.wait_for_selector(".hoverlayer text", timeout=20_000); lab.settle(page)
             state = see(operation=str(index)); assert f"{index}, " in page.locator(".hoverlayer").text_content() and not page.locator(".geonb-problem").count()
         page.screenshot(path=shots/"hover.png"); aside(); lab.click(page, "click"); state = see(pick="click")
-        x, y = spot(3); page.mouse.move(x, y); page.wait_for_timeout(400); lab.settle(page); see(); page.mouse.click(x, y); lab.settle(page); state = see(operation="3"); aside()
+        x, y = spot(far[1]); page.mouse.move(x, y); page.wait_for_timeout(400); lab.settle(page); see(); page.mouse.click(x, y); lab.settle(page); state = see(operation=str(far[1])); aside()
 
         point = page.locator(".geonb-pad-point").first; point.scroll_into_view_if_needed(); b = point.bounding_box(); cx, cy = b["x"] + b["width"] / 2, b["y"] + b["height"] / 2   # the pad: 320 pixels for 2,000 units
         page.mouse.move(cx, cy); page.mouse.down(); page.mouse.move(cx + 40, cy - 24, steps=8); lab.settle(page); page.mouse.up(); lab.settle(page)

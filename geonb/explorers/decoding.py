@@ -142,7 +142,7 @@ def operation_card(
 ) -> str:                # HTML
     "Truth table, decodes, neighbours."
     t = tables(index)[0].reshape(3, 3).tolist(); cell = '<td style="text-align:center;padding:1px 9px">'
-    table = "<table><tr><th></th>" + "".join(f"<th>b = {s}</th>" for s in SIGN) + "</tr>" + "".join(f"<tr><th>a = {SIGN[i]}</th>{''.join(cell + SIGN[v + 1] + '</td>' for v in row)}</tr>" for i, row in enumerate(t)) + "</table>"
+    table = "<table><tr><th></th>" + "".join(f'<th style="padding:1px 9px">b = {s}</th>' for s in SIGN) + "</tr>" + "".join(f"<tr><th>a = {SIGN[i]}</th>{''.join(cell + SIGN[v + 1] + '</td>' for v in row)}</tr>" for i, row in enumerate(t)) + "</table>"
     name = NAMES.get(index, ""); head = f"<b>{index}</b> {signs(index)} {name}"
     decodes = "".join(f"<div><span>{p} reads</span> {comparison(r, index)}</div>" for p, r in reads.items())
     line = lambda title, rows: f"<div><span>{title}</span><br>" + "<br>".join(rows) + "</div>" if rows else ""

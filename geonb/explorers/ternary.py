@@ -93,7 +93,7 @@ def twigs() -> np.ndarray:   # int16 [2, n]
 def _look(self:TernaryExplorer, layout: str, path: str, index: int) -> dict:
     "What marks an operation and its neighbours."
     at = self.places(layout, path); near = [j for j, _ in self.decoder.neighbours(index, path)] if self.decoder else []
-    spots = {"operation": [index], "latent neighbours": near, "3-adic neighbours": [j for j, _ in tree_neighbours(index)]}
+    spots = {"latent neighbours": near, "3-adic neighbours": [j for j, _ in tree_neighbours(index)], "operation": [index]}
     return {k: dict(zip("xy", at[np.array(i, np.int64)].T)) for k, i in spots.items()}
 
 @patch
@@ -142,7 +142,7 @@ def skeleton(self:TernaryExplorer):
     text = np.empty(OPERATIONS, object); text[self.grid] = fig.data[0].text
     new = [fig.data[0], go.Scatter(name="edges", mode="lines", line=dict(color="rgba(122,134,153,.55)", width=1), hoverinfo="skip", showlegend=False),
            go.Scattergl(name="points", mode="markers", text=text.tolist(), marker=dict(coloraxis="coloraxis", line=dict(width=0)), showlegend=False, **same), mark("listed", "#D55E00", "circle", 4),
-           mark("operation", "#D55E00", "circle-open", 17), mark("latent neighbours", "#CC79A7", "square-open", 11), mark("3-adic neighbours", "#56B4E9", "diamond-open", 11)]
+           mark("latent neighbours", "#CC79A7", "square-open", 11), mark("3-adic neighbours", "#56B4E9", "diamond-open", 10), mark("operation", "#D55E00", "circle-open", 18)]
     curves = [t.update(**same) for t in fig.data[1:]]
     place = dict(orientation="h", x=1, xanchor="right", y=1.005, yanchor="bottom", bgcolor="rgba(0,0,0,0)")
     return go.Figure([*new, *curves], fig.layout).update_layout(legend2=place, dragmode="lasso", modebar=dict(orientation="v"))
