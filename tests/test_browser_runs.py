@@ -56,5 +56,5 @@ def test_runs_explorer(root, chromium, tmp_path):
         lab.click(page, "untick all"); same(state := explorer.settled(replace(state, selected=(), column=""))); assert not page.locator(".geonb-problem").count()
         for name in ("aaaaaaaaaa-r1", "cccccccccc-r1", "eeeeeeeeee-r1"): box(name).check()
         same(state := explorer.settled(replace(state, selected=("aaaa", "cccc", "eeee"))))
-        page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"); lab.settle(page); page.screenshot(path=shots/"dark.png"); lab.click(page, "confusion"); page.screenshot(path=shots/"dark_confusion.png")
+        page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"); lab.settle(page); same(state); page.screenshot(path=shots/"dark.png"); lab.click(page, "confusion"); same(state := replace(state, panel="confusion")); page.screenshot(path=shots/"dark_confusion.png")
         assert page.locator(".js-plotly-plot").count() == 1 and lab.complaints(page) == []

@@ -85,6 +85,7 @@ def draw(self:RunsExplorer,
     Explorer.draw(self, s); self.inputs["selected"].fill(rows, s.selected, (s.sort, s.descending)); self.facts.value = words
     self.say("; ".join(self.problems(s)))
 
+# %% ../../nbs/api/explorers/23_runs.ipynb #814fd80d
 @patch
 def go(self:RunsExplorer,
     **changes,   # fields of the state
@@ -138,6 +139,7 @@ def tell(self:RunsExplorer,
     worst = sorted(self.checked.items(), key=lambda kv: not kv[1])   # what is amiss first
     self.verdict.value = f'<div role="status">{html.escape(now)}{total}{"".join(line(k.split("/")[-1] if not k.startswith("example/") else k, v) for k, v in worst[:60])}</div>' + (f"<div>and {len(worst) - 60} more</div>" if len(worst) > 60 else "")
 
+# %% ../../nbs/api/explorers/23_runs.ipynb #bb7aa8e7
 @patch
 def verify(self:RunsExplorer,
     keys=None,   # of rows; None: the selected ones

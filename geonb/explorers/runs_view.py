@@ -255,7 +255,7 @@ def dress(self:RunsView,
     seen = {"": curves and bool(s.column), "2": two and len(ids) > 0, "3": two and len(ids) > 1, "4": one}; top = float(np.abs(v["difference"]["z"]).max(initial=0)) or 1.
     scale = dict(cmin=-top, cmax=top, colorscale=DIVERGING) if one else dict(cmin=0, cmax=1, colorscale=SEQUENTIAL)
     size = {n: max(1, len(v[t]["z"])) for n, t in (("2", "confusion 1"), ("3", "confusion 2"), ("4", "difference"))}; span = lambda a, n: dict(range=[-.5, size[n] - .5] if a == "x" else [size[n] - .5, -.5]) if n else {}
-    return {"annotations": (words + [word(0, " ")])[:2], **{f"{a}axis{n}": dict(visible=bool(on), **span(a, n)) for n, on in seen.items() for a in "xy"}, "coloraxis": dict(**scale, showscale=bool(seen["2"] or one), colorbar=dict(title=dict(text="share of the true class", side="right"), thickness=12, outlinewidth=0))}
+    return {"annotations": (words + [word(0, " ")])[:2], **{f"{a}axis{n}": dict(visible=bool(on), **span(a, n)) for n, on in seen.items() for a in "xy"}, "coloraxis": dict(**scale, showscale=bool(seen["2"] or one), colorbar=dict(title=dict(text="difference of shares" if one else "share of the true class", side="right"), thickness=12, outlinewidth=0))}
 
 @patch
 def skeleton(self:RunsView):
@@ -277,6 +277,7 @@ def figure(self:RunsView,
     for trace in fig.data: trace.update(data[trace.name])
     return fig.update_layout(self.dress(s))
 
+# %% ../../nbs/api/explorers/22_runs_view.ipynb #7e5d3bce
 @patch
 def film(self:RunsView,
     state: RunsState | None = None,   # what to show
