@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SYMBOLS', 'DROPPED', 'WIDTH', 'SHEET_HEIGHT', 'TOP', 'BOTTOM', 'BOARD', 'AXES', 'TABLES', 'NOWHERE', 'TRACES',
-           'NAMES', 'gaps', 'cells', 'see', 'ends', 'tinted', 'ticks', 'flow', 'table', 'engineering_traces',
+           'SHEETS', 'NAMES', 'gaps', 'cells', 'see', 'ends', 'tinted', 'ticks', 'flow', 'table', 'engineering_traces',
            'topological_traces', 'semantic_traces', 'inside', 'heading', 'board_dress', 'board_layout', 'board_traces',
-           'shown']
+           'shown', 'in_sight']
 
 # %% ../../nbs/api/explorers/41_boards.ipynb #0ab8fdb8
 import math
@@ -168,6 +168,7 @@ def board_traces() -> list:   # plotly traces without data
 
 # %% ../../nbs/api/explorers/41_boards.ipynb #ffea6f6d
 TRACES = {"engineering": engineering_traces, "semantic": semantic_traces, "topological": topological_traces}
+SHEETS = ("figures", "statistics")   # tables
 NAMES = {"engineering": ("flow", "figures", "training loss", "validation loss", "quality", "kept epoch", "usage", "shared error", "mean of the feature", "partial decoders"), "topological": ("codes", "own codes", "centroids", "lengths", "ranks", "own rank", "even", "statistics"),
          "semantic": ("membership", "used", "correlation", "neighbours kept", "by rank", "kept", *DROPPED.values(), *(f"size {n}" for n in FAMILY_COLOURS), "best", "worst", "best names", "worst names")}
 
@@ -175,5 +176,9 @@ def shown(
     kind: str,     # of the dashboards
     traces: dict,  # of its maker
 ) -> dict:         # trace name -> its data, of all dashboards
-    "The traces of one dashboard, and the word that the others are out of sight."
-    return {n: {"visible": False} for k, names in NAMES.items() if k != kind for n in names} | {n: d | {"visible": True} for n, d in traces.items()}
+    "The traces of one dashboard, and the word that the others are out of sight. Plotly leaves a table standing that is made invisible: tables are emptied and put away instead."
+    def put(name, k): _, left, right, top, bottom, _ = TABLES[name]; return {"x": [left, right] if k == kind else NOWHERE, "y": inside(BOARD + top, BOARD + bottom) if k == kind else NOWHERE}
+    away = lambda name, k: {"visible": True, "domain": put(name, k), "cells": {"values": [[""]] * 3}} if name in SHEETS else {"visible": False}
+    return {n: away(n, k) for k, names in NAMES.items() if k != kind for n in names} | {n: d | {"visible": True} | ({"domain": put(n, kind)} if n in SHEETS else {}) for n, d in traces.items()}
+
+def in_sight(d: dict) -> bool: "Whether a trace of `shown` can be seen."; return bool(d.get("visible", True)) and d.get("domain", {}).get("x") != NOWHERE

@@ -47,7 +47,7 @@ class TokensExplorer(Explorer):
 
     def __repr__(self): s = self.strings; return f"TokensExplorer({s.title}: {s.N:,} operators, {s.C} categories × {s.L} levels, {s.D} features)"
     def first(self): return self.settled(TokensState())
-    def opening(self): return replace(self.first(), time=self.strings.frames - 1) if self.strings.plan else self.first()
+    def opening(self): s = self.first(); own = int(self.strings.string(s.sample)[0]); return replace(s, time=self.strings.frames - 1 if self.strings.plan else 0, code=(own + 1) % int(self.strings.codes[0, 0]))   # a still shows a swap
     def settled(self, state) -> TokensState:
         "The state inside what there is; one sentence for what is refused."
         self.is_state(state); s, v = self.strings, state
@@ -223,7 +223,7 @@ def picture(self:TokensExplorer,
     ax = middle.subplots(); most = float(np.nanmax(usage_of(a))); ax.imshow(v["tokens"]["z"], cmap="cividis", vmin=0, vmax=most, aspect="auto"); middle.suptitle(words(2), fontsize=9); ax.plot(s.level, s.category, "s", ms=16, mfc="none", mec=ACCENT, mew=2.5)
     for (i, j), z in np.ndenumerate(np.array(v["tokens"]["z"])): ax.text(j, i, v["tokens"]["text"][i][j], ha="center", va="center", fontsize=8, color="white" if z < most / 2 else "black")
     ax.set_yticks(range(a.C), [f"C{i} {short(n, 20)}" for i, n in enumerate(a.labels)], fontsize=7); ax.set_xticks(range(a.L), [f"level {i}" for i in range(a.L)], fontsize=7)
-    ax = right.subplots(); right.suptitle(words(3), fontsize=9); rows = v["before"]["y"]; ax.hlines(rows, v["before"]["x"], v["after"]["x"], color="0.6"); ax.plot(v["truth"]["x"], rows, "|", color="0.4", ms=9, label="measured"); ax.plot(v["before"]["x"], rows, "o", color=PALETTE[0], label="decoded"); ax.plot(v["after"]["x"], rows, "D", color=ACCENT, ms=5, label="with the swap")
+    ax = right.subplots(); right.suptitle(words(3), fontsize=9); rows = v["before"]["y"]; ax.hlines(rows, v["before"]["x"], v["after"]["x"], color="0.6"); ax.plot(v["truth"]["x"], rows, "|", color="0.4", ms=9, label="measured"); ax.plot(v["before"]["x"], rows, "o", color=PALETTE[0], label="decoded"); ax.plot(v["after"]["x"], rows, "D", color=ACCENT, ms=5, label="swapped")
     ax.set_yticks(rows, d["yaxis5"]["ticktext"], fontsize=7); ax.set(ylim=(len(rows) - .5, -.5), xlabel="standard deviations"); ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.1), ncols=3, frameon=False, handletextpad=.1, columnspacing=.8); panel = PANELS[s.dashboard][STILL[s.dashboard]]; numbers = numbers_of(a, s.dashboard)
     panel.draw(below.subplots(1, panel.size(numbers[STILL[s.dashboard]])[2], squeeze=False)[0], numbers[STILL[s.dashboard]]); below.suptitle(f"{s.dashboard} dashboard: {panel.title}", fontsize=9); f.suptitle(self.title, fontsize=10, x=.02, ha="left"); out = io.BytesIO(); f.savefig(out, format="png", facecolor="white"); return out.getvalue()
 
