@@ -126,3 +126,30 @@ def test_readme_figures_of_ternary_are_those_of_its_benchmark(root, preset):
     for i, p in enumerate("AB"):
         told = [float(c.split(" / ")[i].replace(",", "")) for c in said[1:]]; of = lambda k: sum(x for r in runs for x in r[p][k])/sum(len(r[p][k]) for r in runs)
         assert told[0] == min(r[p]["exact"] for r in runs) and abs(told[1] - of("c50k")/196.83) < .0051 and abs(told[2] - of("c195k")/196.83) < .0051 and abs(told[3] - of("effective")) <= .5
+
+
+def prose(path):
+    "The markdown cells of a notebook."
+    return "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+
+
+def test_the_book_holds_every_notebook_once_and_in_order(root):
+    book = docs.outline(root); pages = docs.leaves(book)
+    there = {p.relative_to(root/"nbs").as_posix() for p in check.sources(root) if p.suffix == ".ipynb" and root/"nbs" in p.parents}
+    assert len(pages) == len(set(pages)) and not there - set(pages), "stands in no section of _quarto.yml"
+    assert [e[0] if isinstance(e, tuple) else e for e in book] == ["index.ipynb", "Laboratories", "Runs", "Explorers", "Guides", "Claims", "Benchmarks", "API", "references.ipynb"]
+    def named(entries): return [n for e in ([entries] if isinstance(entries, str) else entries) for n in ([e] if isinstance(e, str) else named(e["contents"]))]
+    wanted = named(yaml.safe_load((root/"_quarto.yml").read_text())["website"]["sidebar"]["contents"])
+    assert not [n for n in wanted if "*" not in n and n not in pages], "named there, but no notebook"
+
+
+def test_references_lead_both_ways(root):
+    "Every citation has an entry, every entry names the pages that cite it, and the saved page says so of the notebooks as they are now."
+    import re
+    nbs = root/"nbs"; page = "".join("".join(o.get("data", {}).get("text/markdown", "")) for c in json.loads((nbs/"references.ipynb").read_text())["cells"] for o in c.get("outputs", []))
+    entries = {e.partition('"')[0]: e for e in page.split('<a id="')[1:]}; cited = {k: set() for k in entries}
+    for p in check.sources(root):
+        if p.suffix == ".ipynb" and nbs in p.parents and p.name != "references.ipynb":
+            for key in re.findall(r"references\.ipynb#(\w+)", prose(p)): cited[key].add(p.relative_to(nbs).as_posix())
+    assert len(entries) > 50 and all(cited.values()) and all(set(re.findall(r"\]\((\S+\.ipynb)\)", e)) == cited[k] for k, e in entries.items()), "run nbs/references.ipynb and save it"
+    assert all(re.fullmatch(r"\d{4}\.\d{5}|\d{4}\.\d{4}", n) for n in re.findall(r"arxiv\.org/abs/([^)]+)\)", page))
