@@ -136,6 +136,8 @@ class StartParameters(LossParameters):
 # %% ../../nbs/api/pentachora/20_config.ipynb #1ad11508
 class TrainPentachora(StartParameters):
     "Parameters of the run notebook `train_pentachora`."
+    axes: ClassVar[dict] = {"loss": {"ce": dict(w_dual=0., w_rose=0., w_geometry=0.), "+dual": dict(w_dual=.25), "+rose": dict(w_rose=.25), "+geo": dict(w_geometry=1.)},   # of a sweep: terms added one after another
+                            "map": {k: dict(vertex_map=k) for k in ("coded", "shared", "block")}}
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 8
     batch: Annotated[int, Field(ge=2, le=2048, description="samples per step; made smaller where an epoch would have fewer than 20 steps")] = 256
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
