@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted(p for p in check.sources(ROOT) if p.suffix == ".ipynb" and ROOT/"nbs" in p.parents)
-RUNS = [p for p in NOTEBOOKS if p.parent == ROOT/"nbs" and p.name != "index.ipynb"]
+RUNS = [p for p in NOTEBOOKS if p.parent == ROOT/"nbs" and p.name not in ("index.ipynb", "references.ipynb")]
 MODULES = sorted((ROOT/"geonb").rglob("*.py"))
 name = lambda p: p.relative_to(ROOT).as_posix()
 each = lambda what, paths: pytest.mark.parametrize(what, paths, ids=name)
@@ -176,7 +176,7 @@ def test_readme_is_made_from_the_index_notebook():
     text, pictures = docs.readme(ROOT/"nbs")
     assert (ROOT/"README.md").read_text(encoding="utf-8") == text, "call `make readme`"
     for path, data in pictures.items(): assert (ROOT/path).read_bytes() == data, path
-    for link in re.findall(r"\]\((?!\w+:|#)([^)\s]+)\)", text): assert (ROOT/link).exists(), f"README links to {link}"
+    for link in re.findall(r"\]\((?!\w+:|#)([^)\s]+)\)", text): assert (ROOT/link.partition("#")[0]).exists(), f"README links to {link}"
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make on PATH")
