@@ -153,7 +153,8 @@ def test_traits_from_python(pair):
 def test_gestures(pair):
     explorer, _ = pair; explorer.go(layout="map", operation="0", pick="hover", x=0, y=0); at = explorer.places("map", "A")
     explorer.pointed("map", [at[4711][::-1].tolist()]); assert explorer.state.operation == "4711"
-    explorer.inputs["pick"].value = "click"; explorer.pointed("points", [8]); assert explorer.state.operation == "4711"; explorer.pointed("points", [8], True); assert explorer.state.operation == "8"; explorer.pointed("points", [])
+    explorer.go(x=30); explorer.pointed("map", [at[4711][::-1].tolist()], True); assert (explorer.state.operation, explorer.state.pick, explorer.state.x) == ("4711", "click", 30)   # a click on the same keeps all
+    explorer.pointed("points", [8]); assert explorer.state.operation == "4711"; explorer.pointed("points", [8], True); assert (explorer.state.operation, explorer.state.x) == ("8", 0); explorer.pointed("points", [])
     explorer.pad.moved = dict(index=0, x=123.4, y=-56.7, done=False); assert (explorer.state.x, explorer.state.y) == (123, -57) and "pushed by</span> 123, -57" in explorer.said.value
     explorer.pad.moved = dict(index=3, x=9., y=9., done=True); explorer.pad.moved = dict(index=0, x=math.nan, y=0., done=True); assert explorer.state.x == 123
     assert [p.get("fixed", False) for p in explorer.pad.points] == [False] + [True] * 8 and explorer.pad.image.startswith("data:image/png")

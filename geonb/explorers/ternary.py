@@ -239,7 +239,7 @@ def beside(self:TernaryExplorer) -> list:
     "The operation's card, the pad of its latent, the list."
     import ipywidgets as w
     from geonb.explorers.drag import DragPad
-    self.card, self.said, self.pad = w.HTML(), w.HTML(), DragPad(width=380, height=380) if self.decoder else None
+    self.card, self.said, self.pad = w.HTML(), w.HTML(), DragPad(width=380, height=380, layout=w.Layout(width="390px")) if self.decoder else None
     empty = w.Button(description="clear the list", layout=w.Layout(width="120px")); empty.on_click(lambda _: self.guard(lambda: self.go(chosen="")))
     push = [w.HBox([self.inputs["x"], self.inputs["y"]]), self.said] if self.decoder else []
     right = w.VBox([*push, self.inputs["chosen"], empty], layout=w.Layout(width="480px"))
@@ -271,9 +271,9 @@ def pointed(self:TernaryExplorer,
     "The pointer rests on an operation, or pressed it."
     if not len(at) or not (click or self.inputs["pick"].value == "hover"): return
     index = int(self.grid[tuple(at[0])]) if trace == "map" else int(at[0])
-    if str(index) == self.inputs["operation"].value: return
-    choose = lambda: self.go(operation=str(index), x=0, y=0)
-    choose() if click else self.later(choose, .08)
+    new = {} if str(index) == self.inputs["operation"].value else dict(operation=str(index), x=0, y=0)
+    if click: self.go(**new, pick="click")   # a click keeps it, so that the pointer may leave
+    elif new: self.later(lambda: self.go(**new), .08)
 
 @patch
 def lassoed(self:TernaryExplorer,
