@@ -153,7 +153,7 @@ def test_hostile_states_are_one_sentence(explorer, bad):
 
 def test_a_run_that_vanishes_is_a_sentence(explorer, shelf):
     explorer.widget; shutil.rmtree(shelf[2]); explorer.inputs["column"].value = "loss/total"
-    assert "cccccccccc-r1: history.json of cccccccccc-r1 is not there, nor is its folder any more" in explorer.problem.value and len(live(explorer, "curve 1").x) == 6 and not len(live(explorer, "curve 2").x) and len(live(explorer, "curve 3").x) == 6
+    assert "cccccccccc-r1: history.json of cccccccccc-r1 is not there, nor is its folder any more" in explorer.problem.value and len(live(explorer, "curve 1").x) == 6 and not len(live(explorer, "curve 2").x) and len(live(explorer, "curve 3").x) == 6 and "different contents" not in explorer.facts.value
     explorer.buttons["refresh"].click(); assert "cccccccccc-r1 is not there any more and was unticked" in explorer.problem.value and "1 gone" in explorer.news.value and picked(explorer) == ["d", "b"] and "c" not in shown(explorer)
 
 

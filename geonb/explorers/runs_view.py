@@ -235,10 +235,10 @@ def side_by_side(self:RunsView,
         out.append(html_table(about + body + [line(k, [figure(r["metrics"].get(k), t) for r, t in zip(rows, tests)]) for k in named], heads, f"what differs: {len(differ)} parameter{'s' * (len(differ) != 1)}; figures with intervals where they were kept"))
         if len({r["laboratory"] for r in rows}) > 1: out.append("<div>runs of different laboratories: their figures measure different things</div>")
         else:
-            configs = [self.file_of(r["key"], "config.json", read_json)[0] for r in rows]
+            configs = [c for r in rows if isinstance(c := self.file_of(r["key"], "config.json", read_json)[0], dict)]   # of a run that vanished or is unfinished nothing is said
             pair = self.answers(s) if s.panel != "curves" else []; name = lambda k: self.shelf.at[k]["run_id"]
             if len(pair) == 2 and np.array_equal(*(a["labels"] for _, a in pair)): out.append(f"<div>{html.escape(difference_words(name(pair[0][0]), name(pair[1][0]), paired_difference(*(a['predicted'] == a['labels'] for _, a in pair))))}</div>")
-            out += [f"<div>{html.escape(t)}</div>" for t in remarks(rows, [c.get("data") if isinstance(c, dict) else None for c in configs], differ)]
+            out += [f"<div>{html.escape(t)}</div>" for t in remarks(rows, [c.get("data") for c in configs], differ)]
     return "".join(out)
 
 # %% ../../nbs/api/explorers/22_runs_view.ipynb #12bcd6cf
