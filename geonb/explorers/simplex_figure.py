@@ -39,9 +39,9 @@ def skeleton(self:SimplexFigure):
     lo, hi, flat = 1 - self.spread, 1 + self.spread, dict(showlegend=False, hoverinfo="x+y"); marks = [class_mark(c) for c in self.labels]; ring = lambda colour, size: dict(symbol="circle-open", color=colour, size=size, line=dict(width=3, color=colour))
     bar = dict(title=dict(text="edge / mean edge", side="top"), orientation="h", x=.29, xanchor="center", y=.33, yanchor="top", len=.36, thickness=8, tickvals=[lo, 1, hi], ticktext=[f"{t:.1f}" for t in (lo, 1, hi)], outlinewidth=0)
     solid = lambda name, **k: go.Scatter3d(name=name, showlegend=False, **k)
-    traces = [solid(f"trail {i}", mode="lines", line=dict(width=2, color=DOT), opacity=.6, hoverinfo="skip") for i in range(5)]
+    traces = [solid(f"trail {i}", mode="lines", line=dict(width=3, color=INK), opacity=.7, hoverinfo="skip") for i in range(5)]
     traces += [solid("samples", mode="markers", marker=dict(size=3, color=[m for m, _ in marks], symbol=[m for _, m in marks], line=dict(width=0)), opacity=.85, hoverinfo="text"), solid("flipped", mode="markers", marker=ring(LONG, 9), hoverinfo="skip"),
-               solid("sample", mode="markers", marker=ring(DOT, 13), hoverinfo="skip"), solid("edges", mode="lines", line=dict(width=7, colorscale=SCALE, cmin=lo, cmax=hi, showscale=True, colorbar=bar), hoverinfo="text"),
+               solid("sample", mode="markers", marker=ring(INK, 13), hoverinfo="skip"), solid("edges", mode="lines", line=dict(width=7, colorscale=SCALE, cmin=lo, cmax=hi, showscale=True, colorbar=bar), hoverinfo="text"),
                solid("vertices", mode="markers", text=[str(i) for i in range(5)], marker=dict(color=DOT, opacity=1, line=dict(width=0)), hovertemplate="vertex %{text}<extra></extra>"), solid("chosen", mode="markers", marker=ring(LONG, 34), hoverinfo="skip")]
     for i, k in enumerate(LINES):
         at = dict(xaxis=f"x{i + 1}", yaxis=f"y{i + 1}", **flat)
