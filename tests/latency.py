@@ -2,7 +2,7 @@
 
     with Lab(folder, chromium) as lab:
         page, explorer = opened(lab, root, "chromatic")
-        ms = picture(lab, page, *walk(explorer, "metric"))     # from the event in the page to plotly's having drawn, milliseconds each
+        ms = picture(lab, page, "chromatic", *walk(explorer, "metric")[:2])   # from the event in the page to plotly's having drawn, milliseconds each
         bare(lab, page)                                        # a slider that moves a label, in the same kernel
 """
 import importlib
@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-CONTROLS = dict(simplex=("epoch", "turn xw"), ternary=("epoch", "colour"), chromatic=("metric",), tokens=("time", "dashboard"), runs=("order by", "status"))   # labels of what is moved in each explorer
+CONTROLS = dict(simplex=("epoch", "turn xw"), ternary=("epoch", "colour"), chromatic=("metric",), tokens=("time", "swap for"), runs=("laboratory",))   # labels of what is moved in each explorer
+TABLES = ("runs",)   # explorers in which these move no figure but the table above it
 BARE = '''import ipywidgets as w
 bare, echo = w.IntSlider(description="bare", max=1000), w.Label("0"); echo.add_class("geonb-echo")
 bare.observe(lambda change: setattr(echo, "value", str(change["new"])), "value")
@@ -65,10 +66,10 @@ def walk(
     return label, steps, values
 
 
-def picture(lab, page, label, steps):
-    "Milliseconds from a change to its picture, each after the last has come to rest."
+def picture(lab, page, name, label, steps):
+    "Milliseconds from a change to its picture, or to its rows of a table, each after the last has come to rest."
     took = []
-    for step in steps: took.append(page.evaluate(MOVE, [label, step, None])); lab.settle(page)
+    for step in steps: took.append(page.evaluate(MOVE, [label, step, ".geonb-explorer" if name in TABLES else None])); lab.settle(page)
     return took
 
 

@@ -23,7 +23,7 @@ def test_from_a_change_to_its_picture(lab, name, capsys, monkeypatch):
     monkeypatch.setenv("GEONB_RUNS", str(lab.folder/"runs")); explorer = explorer_of(ROOT, name); page = opened(lab, ROOT, name); took = {}
     for label in CONTROLS[name]:
         _, steps, values = walk(explorer, label); assert len(steps) == 20, f"{label} has one value only"
-        took[label] = picture(lab, page, label, steps); control(explorer, label).value = values[-1]
+        took[label] = picture(lab, page, name, label, steps); control(explorer, label).value = values[-1]
         assert explorer.problem.value == "" and not (wrong := stands(lab, page, explorer.view(explorer.state))), wrong
     label_ms = bare(lab, page); assert page.locator(".geonb-echo").inner_text() == "20"
     with capsys.disabled(): print(f"\n{name}: " + "; ".join(f"{k}: {said(v)}" for k, v in took.items()) + f"; bare label: {said(label_ms)}; load {os.getloadavg()[0]:.1f} ", end="")
