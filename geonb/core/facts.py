@@ -31,7 +31,7 @@ SAID = {"running": "is being written", "interrupted": "the command that started 
 def read_row(
     path: Path,         # bundle, partial folder, or anything
     example: str = "",  # its name, of an example that ships
-) -> dict:              # as `run_row`, with key, parameters, why, took (s) and kept (how weights were chosen)
+) -> dict:              # as `run_row`, with key, parameters, why, took (s) and watched (the column that chose the weights)
     "All that the list needs of one folder; never raises for what is on the disk."
     row = run_row(path) or dict(run_id=path.name, status="damaged", laboratory=path.parent.parent.name, dataset=path.parent.name, seed=None, started="", metrics={}, path=str(path), why="the folder is not there any more")
     known = any((path/f).is_file() for f in ("manifest.json", "config.json", "run.json", "SHA256SUMS")); more = dict(parameters={}, took=None, watched=None)

@@ -139,7 +139,8 @@ def columns(self:RunsView,
 ) -> tuple:            # (columns that all of them have, columns that some have)
     "Which curves can be drawn; runs without a history do not count."
     own = [c for k in selected[:len(LINES)] if (c := self.file_of(k, "history.json", read_history)[0])]
-    return ([c for c in own[0] if all(c in o for o in own)] if own else []), list(dict.fromkeys(c for o in own for c in o))
+    watched = {self.shelf.at[k].get("watched") for k in selected[:1]}   # what chose the weights of the first comes first
+    return (sorted((c for c in own[0] if all(c in o for o in own)), key=lambda c: c not in watched) if own else []), list(dict.fromkeys(c for o in own for c in o))
 
 @patch
 def answers(self:RunsView,
