@@ -322,6 +322,7 @@ def test_a_repetition_finds_the_start_where_the_run_lies(root, bundle, tuned, tm
 def test_both_commands_make_one_run_and_it_comes_out_the_same_again(root, bundle, tmp_path):
     shelf = tmp_path/"pentachora"/"digits"; shelf.mkdir(parents=True); shutil.copytree(bundle, shelf/bundle.name); given = dict(start=bundle.name, vertex_edit=EDIT, epochs=1, runs_root=str(tmp_path), progress="none")
     made = execute.run(NAME, given); assert made["trained"] and made["problems"] == []
+    given |= {"start": str(shelf/bundle.name), "vertex_edit": "dispatchers:2:4:.1,-5e-2,0,0;"}     # the same said otherwise
     done = subprocess.run([Path(sys.executable).parent/"papermill", "nbs/train_pentachora.ipynb", tmp_path/"out.ipynb", *(w for k, v in given.items() for w in ("-p", k, str(v))), "--no-progress-bar", "--log-output"], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0 and f"run {made['run_id']} is finished already" in done.stdout + done.stderr, done.stderr[-2000:]
     assert runs.rerun(made["run_id"], tmp_path) == []
