@@ -96,6 +96,7 @@ def _look(self:TernaryExplorer, layout: str, path: str, index: int) -> dict:
     spots = {"latent neighbours": near, "3-adic neighbours": [j for j, _ in tree_neighbours(index)], "operation": [index]}
     return {k: dict(zip("xy", at[np.array(i, np.int64)].T)) for k, i in spots.items()}
 
+# %% ../../nbs/api/explorers/12_ternary.ipynb #50a1cf94
 @patch
 def view(self:TernaryExplorer,
     state: TernaryState,   # what to show
@@ -173,6 +174,7 @@ def film(self:TernaryExplorer,
     fig.frames = frames
     return fig.update_layout(margin_b=130, height=fig.layout.height + 90, **player([f.name for f in fig.frames], start))
 
+# %% ../../nbs/api/explorers/12_ternary.ipynb #fdc238b9
 @patch
 def picture(self:TernaryExplorer,
     state: TernaryState | None = None,   # what to show
@@ -227,6 +229,7 @@ def controls(self:TernaryExplorer) -> dict:
         finally: self._held = before
     one["operation"].observe(rest, "value"); return one
 
+# %% ../../nbs/api/explorers/12_ternary.ipynb #64b3a058
 @patch
 def arrange(self:TernaryExplorer, inputs):
     "Pictures in one row, the operation in the next."
@@ -245,6 +248,7 @@ def beside(self:TernaryExplorer) -> list:
     right = w.VBox([*push, self.inputs["chosen"], empty], layout=w.Layout(width="480px"))
     return [self.card, w.HBox([*([self.pad] if self.pad else []), right], layout=w.Layout(flex_flow="row wrap", grid_gap="4px 18px"))]
 
+# %% ../../nbs/api/explorers/12_ternary.ipynb #a87dc166
 @patch
 def draw(self:TernaryExplorer,
     state,   # what to show
