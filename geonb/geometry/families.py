@@ -92,6 +92,7 @@ def leakage(self:GeometryFamily,
     "Share of the spread that lies outside the k main dimensions."
     l, total = self.spectrum(x); return (1 - l.sum(-1) / total.clamp_min(1e-30)).clamp_min(0).to(x.dtype)
 
+# %% ../../nbs/api/geometry/10_families.ipynb #7bb59ea9
 @patch
 def stress(self:GeometryFamily,
     x: Tensor,   # points [..., V, D]
