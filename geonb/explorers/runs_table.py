@@ -28,6 +28,7 @@ SHEET = f"""<style>
 .geonb-runs .geonb-row {{ display: grid; grid-template-columns: {GRID}; gap: 0 8px; align-items: center; line-height: 1.3; font-variant-numeric: tabular-nums; color: var(--jp-ui-font-color1, #4b5563); min-height: 26px; padding: 0 4px }}
 .geonb-runs .geonb-row span {{ overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
 .geonb-runs .geonb-row .note {{ white-space: normal; overflow-wrap: anywhere; color: var(--jp-ui-font-color2, #6b7280) }}
+.geonb-runs .geonb-row .note.brief {{ display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2 }}
 .geonb-runs .geonb-row .amiss {{ color: var(--jp-error-color0, #b91c1c) }}
 .geonb-runs .geonb-row.chosen {{ background: rgba(122,134,153,.16); box-shadow: inset 3px 0 0 var(--jp-brand-color1, #0072B2) }}
 .geonb-runs .geonb-head {{ position: sticky; top: 0; z-index: 2; background: var(--jp-layout-color0, white); border-bottom: 1px solid rgba(122,134,153,.4) }}
@@ -49,7 +50,7 @@ def row_html(
     "One row as HTML; every word is escaped."
     say = lambda k: html.escape(texts[k]); amiss = texts["status"] in ("damaged", "foreign", "interrupted")
     mark = "" if number is None else "✓" if number < 0 else f"{number + 1} {swatch(number)}"
-    cells = [f"<span>{mark}</span>", f'<span class="{"amiss" if amiss else ""}">{say("status")}</span>', *(f'<span title="{say(k)}">{say(k)}</span>' for k in list(COLUMNS)[2:]), f'<span class="note">{say("note")}</span>']
+    cells = [f"<span>{mark}</span>", f'<span class="{"amiss" if amiss else ""}">{say("status")}</span>', *(f'<span title="{say(k)}">{say(k)}</span>' for k in list(COLUMNS)[2:]), f'<span class="note{"" if amiss else " brief"}" title="{say("note")}">{say("note")}</span>']
     return f'<div class="geonb-row{" chosen" if number is not None else ""}">{"".join(cells)}</div>'
 
 # %% ../../nbs/api/explorers/21_runs_table.ipynb #3da288ec
