@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from geonb.app.cli import command
+from geonb.core.assets import example
 from geonb.core.bundles import list_runs
 from geonb.core.folder_hub import FolderHub
 from geonb.ternary.hyperbolic import build_hyperbolic, HyperbolicSpec
@@ -49,7 +50,18 @@ def on_a_folder(line, folder):
         return subprocess.run([str(BIN/"geonb"), *shlex.split(line)[1:]], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("line", [x for x in of("geonb") if " RUN" not in x])
+@pytest.mark.parametrize("line", [x for x in of("geonb") if x.split()[1] == "sweep"])
+def test_a_grid_is_taken(line, capsys):
+    "All its runs are checked, none is begun."
+    assert command([*shlex.split(line)[1:], "--check"]) == 0 and re.search(r"(\d+) runs, (\d+) cells of (\d+) seeds", capsys.readouterr().out)
+
+
+def test_the_line_that_goes_on_from_a_run(capsys):
+    line, = [x for x in of("geonb") if "-p start" in x]; words = [str(example("pentachora")) if w == "RUN" else w for w in shlex.split(line)]
+    assert command([*words[1:], "--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [x for x in of("geonb") if " RUN" not in x and x.split()[1] != "sweep"])
 def test_a_command_answers(line, tmp_path):
     done = on_a_folder(line, tmp_path); assert done.returncode == 0 and "homeostatic_rich/best.pt" in done.stdout, done.stderr
 
