@@ -18,7 +18,7 @@ def lab(chromium, tmp_path_factory):
     with Lab(folder, chromium, env={"GEONB_RUNS": str(folder/"runs")}, size=(1400, 3000)) as one: yield one
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n == "runs" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_from_a_change_to_its_picture(lab, name, capsys, monkeypatch):
     monkeypatch.setenv("GEONB_RUNS", str(lab.folder/"runs")); explorer = explorer_of(ROOT, name); page = opened(lab, ROOT, name); took = {}
     for label in CONTROLS[name]:

@@ -108,7 +108,7 @@ def test_every_control_and_a_run_from_a_moved_vertex(lab, tmp_path):
     assert page.locator(".js-plotly-plot").count() == 1 and lab.complaints(page) == []
 
 
-@pytest.mark.parametrize("lab", [False, True], ids=["light", "dark"], indirect=True)
+@pytest.mark.parametrize("lab", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["light", "dark"], indirect=True)
 def test_clicks_in_space(lab, tmp_path):
     explorer, page = SimplexExplorer(example("pentachora")), opened(lab); expect(lab, page, explorer, now := explorer.opening())
     for vertex in (3, 1): click_in_space(lab, page, "vertices", vertex); expect(lab, page, explorer, now := replace(now, vertex=vertex))

@@ -17,7 +17,7 @@ SPOT = """([x, y]) => { const g = document.querySelector('.js-plotly-plot'), b =
 WHERE = """() => { const f = document.querySelector('.js-plotly-plot')._fullLayout; return [f.xaxis.range, f.yaxis.range].flat() }"""
 
 
-@pytest.mark.parametrize("kind", ["dual", "hyperbolic"])
+@pytest.mark.parametrize("kind", ["dual", pytest.param("hyperbolic", marks=pytest.mark.slow)])
 def test_ternary_explorer(root, chromium, tmp_path, kind):
     shutil.copy(root/"nbs"/"explorers"/"ternary.ipynb", tmp_path); folder = ternary_bundle(tmp_path/"runs", kind, coverage(10))   # the notebook finds it as the newest run
     explorer, shots = TernaryExplorer(folder), tmp_path/"shots"; shots.mkdir(); state = explorer.first()
