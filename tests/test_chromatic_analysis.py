@@ -13,7 +13,7 @@ from geonb.chromatic.figures import report_figures
 from geonb.chromatic.folder import Probes, read_probes, write_index, write_logits
 from geonb.chromatic.records import material
 from geonb.chromatic.report import SECTIONS, report_markdown
-from geonb.chromatic.temperature import fit_temperatures
+from geonb.stats.temperature import fit_temperatures
 from geonb.core.errors import UsageError
 from geonb.core.seeds import stream
 

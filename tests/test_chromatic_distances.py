@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from geonb.chromatic.distances import BASES, METRICS, distance_matrix, linear_cka, pair_terms, square_form
 from geonb.chromatic.embeddings import mds_record, null_spectra, plot_palette, scree, tsne_view, umap_view
-from geonb.chromatic.temperature import fit_temperature, fit_temperatures
+from geonb.stats.temperature import fit_temperature, fit_temperatures
 from geonb.core.errors import CheckFailed, UsageError
 from geonb.geometry.mds import classical_mds, leading, participation, principal_angles, procrustes, shares, spectrum
 from scipy.linalg import subspace_angles

@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from geonb.chromatic.diversity import brier_gain, nll_gain, relations, relative_disagreement
 from geonb.chromatic.distances import distance_matrix
 from geonb.chromatic.ensembles import COMBINATIONS, FIGURES, comparison, curves, farthest_first, four_ways, greedy, member_order, members, mixtures, random_subsets, subset_figures
-from geonb.chromatic.temperature import fit_temperatures, log_softmax
+from geonb.stats.temperature import fit_temperatures, log_softmax
 from geonb.core.errors import CheckFailed, UsageError
 from geonb.core.seeds import stream
 

@@ -9,7 +9,7 @@ from geonb.chromatic.distances import METRICS, distance_matrix, pair_terms
 from geonb.chromatic.inference import axis_correlations, batch_effects, null_rows, planted_cloud, power
 from geonb.chromatic.nulls import NULLS, drawn, gaussian_draws, measured, measured_chunks, model_cloud, null, permuted_draws, prepared, prepared_distances
 from geonb.chromatic.stability import example_bootstrap, retrained, weighted_distances
-from geonb.chromatic.temperature import fit_temperatures
+from geonb.stats.temperature import fit_temperatures
 from geonb.core.seeds import stream
 from geonb.geometry.mds import spectrum
 from geonb.stats.multiple import holm

@@ -15,7 +15,7 @@ from geonb.chromatic.repel import FORMS, Anchors, JointRepulsion, PoolStream, Re
 from geonb.chromatic.repel_study import repelled_members
 from geonb.chromatic.splits import Splits, make_splits
 from geonb.chromatic.stacked import Stacked
-from geonb.chromatic.temperature import log_softmax
+from geonb.stats.temperature import log_softmax
 from geonb.core.errors import CheckFailed
 from geonb.core.run import Workspace
 from geonb.core.seeds import stream

@@ -10,7 +10,7 @@ from ..core.lazy import lazy
 
 # %% ../../nbs/api/chromatic/99_face.ipynb #63f03bd1
 __getattr__, __dir__, __all__ = lazy("geonb.chromatic", dict(
-    fit_temperature="temperature", fit_temperatures="temperature", Temperature="temperature", log_softmax="temperature", member_logits="temperature",
+    **dict.fromkeys(("fit_temperature", "fit_temperatures", "Temperature", "log_softmax", "member_logits"), "geonb.stats.temperature"),
     METRICS="distances", distance_matrix="distances", pair_terms="distances", square_form="distances", linear_cka="distances",
     classical_mds="embeddings", intensive_pca="embeddings", procrustes="embeddings", shepard="embeddings", scree="embeddings", null_spectra="embeddings", tsne_view="embeddings", umap_view="embeddings", plot_palette="embeddings", mds_record="embeddings",
     null="nulls", NULLS="nulls", NullResult="nulls", STATISTICS="nulls", model_cloud="nulls",

@@ -15,7 +15,7 @@ from .distances import distance_matrix, pair_terms
 from .inference import variance_components
 from .member_task import MemberTask, PopulationData, Recipe, Streams, kept_data
 from .stability import weighted_distances
-from .temperature import fit_temperatures
+from ..stats.temperature import fit_temperatures
 from ..core.errors import UsageError
 from ..core.executor import finished
 from ..core.seeds import stream

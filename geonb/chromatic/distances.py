@@ -9,7 +9,7 @@ __all__ = ['BASES', 'METRICS', 'Metric', 'resolve', 'factors', 'divergence', 'ex
 # %% ../../nbs/api/chromatic/01_distances.ipynb #815ad62c
 import numpy as np
 from dataclasses import dataclass
-from .temperature import Temperature, log_softmax, member_logits
+from ..stats.temperature import Temperature, log_softmax, member_logits
 from ..core.errors import UsageError, did_you_mean
 
 # %% ../../nbs/api/chromatic/01_distances.ipynb #9f276543

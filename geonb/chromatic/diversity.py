@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import dataclass
 from .distances import distance_matrix
 from .ensembles import FIGURES, Members, checked_size, example_scores, mixtures, random_subsets, subset_figures
-from .temperature import log_softmax
+from ..stats.temperature import log_softmax
 from ..core.errors import UsageError, did_you_mean
 from ..core.seeds import stream
 from ..geometry.mds import spectrum, squared_distances

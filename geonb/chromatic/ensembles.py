@@ -12,7 +12,7 @@ import math
 from itertools import combinations
 import numpy as np
 from dataclasses import dataclass
-from .temperature import Temperature, fit_temperatures, log_softmax, member_logits
+from ..stats.temperature import Temperature, fit_temperatures, log_softmax, member_logits
 from ..core.errors import UsageError, did_you_mean
 from ..core.seeds import stream
 from ..geometry.mds import squared_distances

@@ -13,7 +13,7 @@ from .distances import METRICS, distance_matrix, linear_cka, pair_terms, resolve
 from .embeddings import mds_record, null_spectra, scree, shepard, tsne_view, umap_view
 from .inference import variance_components
 from .stability import ellipse, example_bootstrap, model_jackknife
-from .temperature import Temperature, fit_temperatures, log_softmax, member_logits
+from ..stats.temperature import Temperature, fit_temperatures, log_softmax, member_logits
 from ..core.atomic import canonical_json, sha256
 from ..core.errors import UsageError, did_you_mean
 from ..geometry.mds import classical_mds, intensive_pca, signed

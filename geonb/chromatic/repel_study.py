@@ -12,7 +12,7 @@ import torch
 from .ensembles import example_scores, mixtures
 from .member_task import MemberTask, PopulationData, Recipe, Streams, answers
 from .repel import Anchors, PoolStream, Repulsion, bandwidth, waves
-from .temperature import fit_temperatures, log_softmax, member_logits
+from ..stats.temperature import fit_temperatures, log_softmax, member_logits
 from ..core.errors import UsageError
 from ..core.seeds import stream
 from ..core.training import fit

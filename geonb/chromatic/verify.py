@@ -13,7 +13,7 @@ import numpy as np
 
 from .distances import METRICS, distance_matrix
 from .folder import check_index, file_arrays, hash_problems, mixed_problem, probe_folder, read_probes, split_problem
-from .temperature import fit_temperatures
+from ..stats.temperature import fit_temperatures
 from ..core.atomic import read_json, sha256, tree_files
 from ..core.bundles import verify_bundle
 from ..core.environment import code_hash

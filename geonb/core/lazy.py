@@ -12,12 +12,13 @@ import sys
 # %% ../../nbs/api/core/02_lazy.ipynb #6f6d8165
 def lazy(
     package: str,   # `__name__` of the package whose face this is
-    names: dict,    # public name -> module that defines it, relative to the package ("encoder")
+    names: dict,    # public name -> module that defines it, relative to the package ("encoder"), or in full where another room defines it ("geonb.stats.temperature")
 ):                  # (__getattr__, __dir__, __all__) for the package to assign
     "Module-level attribute access (PEP 562) that imports on first use."
     def __getattr__(name):
         if name not in names: raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{names[name]}"), name)
+        where = names[name] if "." in names[name] else f"{package}.{names[name]}"
+        value = getattr(importlib.import_module(where), name)
         setattr(sys.modules[package], name, value)   # the next access is an ordinary attribute
         return value
     return __getattr__, lambda: sorted({*vars(sys.modules[package]), *names}), sorted(names)

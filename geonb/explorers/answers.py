@@ -15,7 +15,7 @@ from ..chromatic.distances import BASES, METRICS, distance_matrix, pair_terms
 from ..chromatic.embeddings import null_spectra, scree, tsne_view, umap_view
 from ..chromatic.ensembles import mixtures, random_subsets
 from ..chromatic.stability import ellipse, example_bootstrap
-from ..chromatic.temperature import fit_temperatures, log_softmax, member_logits
+from ..stats.temperature import fit_temperatures, log_softmax, member_logits
 from ..core.assets import example_of
 from ..core.atomic import read_json
 from ..core.bundles import list_runs
