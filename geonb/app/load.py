@@ -10,14 +10,16 @@ import importlib
 
 # %% ../../nbs/api/app/00_load.ipynb #6df60654
 from ..core.atomic import read_json
-from ..core.bundles import find_run, require_sound
+from ..core.bundles import require_sound
 from ..core.config import LABORATORIES
+from ..core.publishing import bundle_folder
 
 # %% ../../nbs/api/app/00_load.ipynb #81a10ca3
 def load(
-    bundle,      # folder of a finished run, a run id, or the beginning of one that is unique
-    root=None,   # runs root in which ids are looked up
-):               # the laboratory's model; `.predict(images)` takes uint8 or numbers in [0,1]
+    bundle,          # folder of a finished run, a run id, the beginning of one that is unique, or "owner/name" at the hub
+    root=None,       # runs root in which ids are looked up
+    revision=None,   # of a repository: branch, tag or commit; None: its main branch
+):                   # the laboratory's model; `.predict(images)` takes uint8 or numbers in [0,1]
     "Check a bundle and rebuild its model. Raises `DataMissing` when there is none, `CheckFailed` naming the file when it is damaged."
-    path = require_sound(find_run(str(bundle), root))
+    path = require_sound(bundle_folder(bundle, root, revision))
     return importlib.import_module(LABORATORIES[read_json(path/"config.json")["laboratory"]]).load_bundle(path)
