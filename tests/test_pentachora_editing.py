@@ -201,7 +201,7 @@ def test_data_and_model_are_the_start_s_where_not_given(root, bundle):
     assert TrainPentachora.build(start=bundle.name, pairs=5, dataset="Digits", dim=10, runs_root=str(root)).pairs == 5     # the same thing said otherwise
 
 
-OTHERS = dict(dataset="mnist", model="cnn", dim=56, heads=5, channels=12, front_end="dog", norm="batch", geom_scale=1., edge_kernels_all_channels=False, pairs=6, vertex_map="shared")
+OTHERS = dict(dataset="mnist", resolution=64, model="cnn", size="nano", dim=56, heads=5, channels=12, encode="lowrank", residual=True, front_end="dog", norm="batch", geom_scale=1., edge_kernels_all_channels=False, pairs=6, vertex_map="shared")
 
 @pytest.mark.parametrize("name", FIXED)
 def test_what_contradicts_the_start_is_refused(root, bundle, name):

@@ -27,8 +27,8 @@ def allowed(
     for m in info.metadata: rule.update({k: getattr(m, k) for k in ("ge", "gt", "le", "lt", "max_length") if getattr(m, k, None) is not None})
     options = [a for a in get_args(kind) if a is not type(None)]
     none = " or null" if type(None) in get_args(kind) else ""
-    if get_origin(kind) is Literal: return "one of " + ", ".join(repr(a) for a in options)
     if none and len(options) == 1: kind, rule = _unwrapped(options[0], rule)
+    if get_origin(kind) is Literal: return "one of " + ", ".join(repr(a) for a in get_args(kind)) + none
     word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind)
     if word is None: return (info.description or "another value") + none
     low = f" from {rule['ge']}" if "ge" in rule else f" above {rule['gt']}" if "gt" in rule else ""
@@ -40,7 +40,7 @@ def _unwrapped(kind, rule):
     "The plain type of `Annotated[type, Field(...)] | None`, and its rules."
     for field in getattr(kind, "__metadata__", ()):
         for m in getattr(field, "metadata", ()): rule = rule | {k: getattr(m, k) for k in ("ge", "gt", "le", "lt") if getattr(m, k, None) is not None}
-    return getattr(kind, "__origin__", kind), rule
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind, rule
 
 # %% ../../nbs/api/core/04_config.ipynb #10876bda
 def shown(

@@ -58,8 +58,9 @@ def _split_papers(s, classes):
 
 def _caption(i):
     "One line about a set."
-    n = " / ".join(f"{len(s):,}" for s in i.splits.values())
-    return f"{i.name}: {n} pictures (train / val / test), {i.size}x{i.size}x{i.channels}, {i.classes} classes, {'official' if i.official else 'not official'}, licence {i.licence}"
+    n, was = " / ".join(f"{len(s):,}" for s in i.splits.values()), i.notes.get("side_in_file", [i.size]*2)
+    made = "" if list(was) == [i.size]*2 else f" (resized from {was[1]}x{was[0]})"
+    return f"{i.name}: {n} pictures (train / val / test), {i.size}x{i.size}x{i.channels}{made}, {i.classes} classes, {'official' if i.official else 'not official'}, licence {i.licence}"
 
 # %% ../../nbs/api/data/06_images.ipynb #67251917
 @dataclass
@@ -253,10 +254,11 @@ def _load_path(path, size):
 def require_images(
     name: str,   # catalogue name or path, as for `load_images`
     root=None,   # data root
+    size: int = 28,   # side wanted, px: MedMNIST has a file for each of 28, 64, 128 and 224
 ):
     "Raise one sentence when a data set is not known or not on this machine; nothing is read."
     if str(name).lower() not in names() and find_path(name): return
-    e, roots = entry(name, 28), store.data_roots(root)   # a `UsageError` when there is no such set
+    e, roots = entry(name, size), store.data_roots(root)   # a `UsageError` when there is no such set
     if e.files and store.locate(e, roots) is None: raise store.missing(e, roots)
 
 # %% ../../nbs/api/data/06_images.ipynb #544df181

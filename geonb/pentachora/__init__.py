@@ -10,7 +10,7 @@ from ..core.lazy import lazy
 
 # %% ../../nbs/api/pentachora/99_face.ipynb #6680fd0f
 __getattr__, __dir__, __all__ = lazy(__name__, dict(
-    PentaFreqEncoderV2="encoder", import_encoder="encoder", encoder_parameters="encoder",
+    PentaFreqEncoderV2="encoder", import_encoder="encoder", encoder_parameters="encoder", PyramidEncoder="pyramid",
     BatchedPentachoronConstellation="constellation", constellation_parameters="constellation",
     PlainCNN="floors",
     load_bundle="bundle", Classifier="model", DogPyramid="bands", grating_response="bands", vertex_codes="codes", coded_maps="codes", auto_pairs="codes",

@@ -19,6 +19,7 @@ from ..core.config import shown
 from ..core.errors import UsageError
 from ..core.run import public_parameters
 from .model import Classifier, ModelSpec, build_modules
+from .sizes import sized
 from .task import Start, model_spec
 
 # %% ../../nbs/api/pentachora/24_bundle.ipynb #206ef9a2
@@ -27,11 +28,12 @@ def snippet(
     dataset: str,   # reported name
 ) -> str:           # Python that runs in the bundle's folder
     "How to load the parts by themselves."
-    extra = "".join(f", {k}={getattr(spec, k)!r}" for k, v in ModelSpec.model_fields.items() if k in ("front_end", "norm", "geom_scale", "edge_kernels_all_channels") and getattr(spec, k) != v.default)
+    extra = "".join(f", {k}={getattr(spec, k)!r}" for k, v in ModelSpec.model_fields.items() if k in ("front_end", "encode", "residual", "norm", "geom_scale", "edge_kernels_all_channels") and getattr(spec, k) not in (v.default, "pyramid"))
+    kind = "PyramidEncoder" if spec.front_end == "pyramid" else "PentaFreqEncoderV2"
     code = f"""from safetensors.torch import load_file
-from geonb.pentachora import PentaFreqEncoderV2, BatchedPentachoronConstellation, RoseDiagnosticHead
+from geonb.pentachora import {kind}, BatchedPentachoronConstellation, RoseDiagnosticHead
 
-encoder = PentaFreqEncoderV2(input_dim={spec.side}*{spec.side}{f'*{spec.input_ch}' if spec.input_ch > 1 else ''}, input_ch={spec.input_ch}, base_dim={spec.dim}, num_heads={spec.heads}, channels={spec.channels}{extra})
+encoder = {kind}(input_dim={spec.side}*{spec.side}{f'*{spec.input_ch}' if spec.input_ch > 1 else ''}, input_ch={spec.input_ch}, base_dim={spec.dim}, num_heads={spec.heads}, channels={spec.channels}{extra})
 encoder.load_state_dict(load_file("weights/encoder_{dataset}.safetensors"))
 """
     if spec.kind == "constellation": code += f"""constellation = BatchedPentachoronConstellation(num_classes={len(spec.class_names)}, dim={spec.dim}, num_pairs={spec.pairs}, lambda_sep={spec.lambda_sep})
@@ -101,7 +103,8 @@ def card(
 ) -> str:      # Markdown
     "The model card: what it is, what was measured, how to use it, what it is not for."
     official = "official files" if images.official else "**not the official files**: do not compare with published results of the original"
-    changed = {k: v for k, v in public_parameters(config).items() if v != type(config).model_fields[k].default}
+    plain = sized({"size": config.size}); changed = {k: v for k, v in public_parameters(config).items() if v != plain.get(k, type(config).model_fields[k].default)}
+    h, w = images.notes.get("side_in_file", (spec.side,)*2); resized = "" if h == w == spec.side else f" Pictures of {w}×{h} pixels, resized to {spec.side}×{spec.side}."
     moved = f", after vertices had been moved by hand: `{config.vertex_edit}`" if config.vertex_edit else ""
     began = f"Training began with the weights of run `{start.run_id}`{moved}; optimisers, warm-up and the ramp of the geometry term began anew.\n\n" if start else ""
     return f"""{card_header(report, images)}
@@ -113,7 +116,7 @@ def card(
 {usage_section(spec, images.name)}
 ## Data
 
-{images.name}: {official}; licence: {images.licence}; source: {images.source}. Train {len(images.train):,}, validation {len(images.val):,}, test {len(images.test):,}.
+{images.name}: {official}; licence: {images.licence}; source: {images.source}. Train {len(images.train):,}, validation {len(images.val):,}, test {len(images.test):,}.{resized}
 
 ## Training
 
@@ -129,11 +132,12 @@ def held_out(
     task,      # trained `PentachoraTask`
     n=512,     # how many test images
 ) -> dict:     # arrays of heldout.npz
-    "Some test images with their latents, for the explorers."
+    "Some test images with their latents, for the explorers; large ones as thumbnails of 28 pixels."
     from geonb.core.seeds import stream
+    from geonb.data.images import resize
     k = np.sort(stream(0, "heldout").permutation(task.test.n)[:n]); part = task.images.test[k]
     out = Classifier(task.spec, task.modules).diagnose(part.images)
-    return {"latents": out["z"].astype(np.float32) if "z" in out else np.zeros((len(k), 0), np.float32), "labels": part.labels, "predicted": out["logits"].argmax(1), "thumbnails": part.images, "index": k}
+    return {"latents": out["z"].astype(np.float32) if "z" in out else np.zeros((len(k), 0), np.float32), "labels": part.labels, "predicted": out["logits"].argmax(1), "thumbnails": part.images if task.spec.side <= 32 else resize(part.images, 28), "index": k}
 
 # %% ../../nbs/api/pentachora/24_bundle.ipynb #c00a788b
 def save(

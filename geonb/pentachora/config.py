@@ -17,6 +17,7 @@ from ..core.config import RunConfig, injected_names, readable, shown
 from ..core.errors import CheckFailed, DataMissing, UsageError
 from .codes import auto_pairs
 from .edits import canonical, check_pairs, read_edits
+from .sizes import sized
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #2fe2d2b4
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,6 +29,7 @@ class DataParameters(RunConfig):
     laboratory: ClassVar[str] = "pentachora"
     dataset: Annotated[str, Field(min_length=1, max_length=1000, description="a catalogue name, a path to an npz in MedMNIST format, or an image folder")] = "digits"
     strict_data: Annotated[bool, Field(description="refuse files whose checksum is not the official one")] = False
+    resolution: Annotated[Literal[28, 64, 128], Field(description="side of the pictures in pixels; MedMNIST has files of each, others are resized")] = 28
     augment: Literal["auto", "none", "shift", "flip", "exact", "affine"] = "auto"
     erase: Annotated[Share, Field(description="probability of random erasing")] = 0.0
     limit: Annotated[int, Field(ge=0, le=10_000_000, description="use this many training pictures, class by class in proportion; 0: all")] = 0
@@ -36,15 +38,24 @@ class DataParameters(RunConfig):
 class ModelParameters(DataParameters):
     "Sizes and variants of encoder and constellation."
     model: Annotated[Literal["constellation", "linear", "cnn"], Field(description="the laboratory's model, or one of the two floors")] = "constellation"
-    dim: Annotated[int, Field(ge=5, le=1024, description="latent width")] = 56
-    heads: Annotated[int, Field(ge=1, le=64)] = 2
-    channels: Annotated[int, Field(ge=1, le=256, description="convolution channels of a branch")] = 12
-    front_end: Literal["raw", "dog"] = "raw"
+    size: Annotated[Literal["nano", "S", "M", "L"], Field(description="dim, heads, channels, encode and residual where they are not given; S is the seed's")] = "S"
+    dim: Annotated[int, Field(ge=5, le=1024, description="latent width; null: the size's")] | None = None
+    heads: Annotated[int, Field(ge=1, le=64, description="attention heads; null: the size's")] | None = None
+    channels: Annotated[int, Field(ge=1, le=256, description="convolution channels of a branch; null: the size's")] | None = None
+    encode: Annotated[Literal["full", "lowrank"] | None, Field(description="matrix from a branch's grid to its vertex; null: the size's")] = None
+    residual: Annotated[bool | None, Field(description="a residual stage on each branch's grid; null: the size's")] = None
+    front_end: Annotated[Literal["raw", "dog", "strided", "pyramid"], Field(description="what the branches look at: the image, its bands, the image in strides of two, the levels of a pyramid")] = "raw"
     norm: Literal["batch", "layer"] = "batch"
     geom_scale: Annotated[float, Field(gt=0, le=100, description="scale of the geometry path; 1 is the published behaviour")] = 5.0
     edge_kernels_all_channels: bool = True
     pairs: Annotated[int, Field(ge=0, le=64, description="pairs of pentachora; 0: chosen from the number of classes")] = 0
     vertex_map: Literal["auto", "coded", "shared", "block"] = "coded"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, given):
+        "What was not given, and not brought by a start, is the size's."
+        return sized(given) if isinstance(given, dict) else given
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #4b27169b
 class LossParameters(ModelParameters):
@@ -62,7 +73,7 @@ class LossParameters(ModelParameters):
     reweight: Annotated[bool, Field(description="confusion-driven vertex weights from validation")] = False
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #57833925
-FIXED = "dataset model dim heads channels front_end norm geom_scale edge_kernels_all_channels pairs vertex_map".split()   # cannot differ from the run that training starts from
+FIXED = "dataset resolution model size dim heads channels encode residual front_end norm geom_scale edge_kernels_all_channels pairs vertex_map".split()   # cannot differ from the run that training starts from
 BROUGHT = [*FIXED, "strict_data", "augment", "erase", "limit"]   # taken from it where not given
 
 def start_config(
@@ -73,8 +84,8 @@ def start_config(
     try: about = start_bundle(start, root, "pentachora")[1]
     except OSError as e: raise UsageError(f"start={shown(start)} cannot be read ({e.strerror or type(e).__name__})") from None
     p, m = about["parameters"], about["model"]
-    if not (isinstance(p, dict) and isinstance(m, dict) and isinstance(m.get("class_names"), list) and isinstance(m.get("pairs"), int) and {*FIXED} <= {*p}): raise CheckFailed(f"config.json of start={shown(start)} describes no run of this laboratory")
-    return about
+    if not (isinstance(p, dict) and isinstance(m, dict) and isinstance(m.get("class_names"), list) and isinstance(m.get("pairs"), int) and {"dataset", "model", "dim"} <= {*p}): raise CheckFailed(f"config.json of start={shown(start)} describes no run of this laboratory")
+    return about | {"parameters": sized({k: LossParameters.model_fields[k].default for k in FIXED} | p)}   # a parameter younger than the bundle has its default
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #cc007d2f
 def contradiction(
@@ -111,7 +122,8 @@ class StartParameters(LossParameters):
         try: readable(start), readable(root)
         except ValueError: return given
         was = start_config(start, None if root == "null" else root)["parameters"]
-        return {k: was[k] for k in BROUGHT if k in was} | given
+        brought = {k: was[k] for k in BROUGHT if k in was}
+        return brought | {k: v for k, v in given.items() if k not in brought or not (v is None or v == "null")}
 
     @field_validator("vertex_edit")
     @classmethod
@@ -158,7 +170,7 @@ class TrainPentachora(StartParameters):
     def check_data(self):
         "Raise one sentence when the dataset is not known or not on this machine."
         from geonb.data.images import require_images
-        try: require_images(self.dataset)
+        try: require_images(self.dataset, size=self.resolution)
         except (UsageError, DataMissing) as e:
             if self.start is None or not Path(self.dataset).suffix: raise
             raise type(e)(f"{e}; start={shown(self.start)} was trained on a file of that name: pass dataset with its path") from None

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core.errors import CheckFailed, DataMissing
 from .bands import DogPyramid
+from .stages import GridResidual, encode_layer, encode_parameters, residual_parameters
 
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #14fb2181
 def grid_size(
@@ -53,14 +54,15 @@ def branch_layers(
     c: int,             # convolution channels
     side: int,          # image side S
     g: int,             # grid side
+    strided: bool = False,   # v0 and v1 halve the side in their first convolution
 ) -> dict:              # branch name -> nn.Sequential
     "The convolutional stages of the five branches; v3 and v4 get their averaged input from outside (slot 0)."
-    conv, bn = nn.Conv2d, nn.BatchNorm2d
+    conv, bn, step = nn.Conv2d, nn.BatchNorm2d, 2 if strided else 1
     pool = lambda s: nn.AvgPool2d(s // g) if s > g else nn.Identity()
     return dict(
-        v0_ultrahigh=nn.Sequential(conv(channels_in, c, 3, padding=1), bn(c), nn.ReLU(inplace=True),
-                                   conv(c, c, 3, padding=1, groups=c), bn(c), nn.ReLU(inplace=True), pool(side)),
-        v1_high=nn.Sequential(conv(channels_in, c, 3, padding=1), bn(c), nn.MaxPool2d(2), nn.Tanh(),
+        v0_ultrahigh=nn.Sequential(conv(channels_in, c, 3, step, padding=1), bn(c), nn.ReLU(inplace=True),
+                                   conv(c, c, 3, padding=1, groups=c), bn(c), nn.ReLU(inplace=True), pool(side // step)),
+        v1_high=nn.Sequential(conv(channels_in, c, 3, step, padding=1), bn(c), nn.Identity() if strided else nn.MaxPool2d(2), nn.Tanh(),
                               conv(c, c, 3, padding=1), bn(c), nn.Tanh(), pool(side // 2)),
         v2_mid=nn.Sequential(conv(channels_in, c, 5, stride=2, padding=2), bn(c), nn.GELU(),
                              conv(c, c, 3, padding=1), bn(c), nn.GELU(), pool(side // 2)),
@@ -80,6 +82,7 @@ def check_adjacency(
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #00e25aea
 class BranchExtractor(nn.Module):
     "Images to five vertices: `forward(x [B, C, S, S]) -> [B, 5, D]`."
+    front_ends = ("raw", "dog", "strided")
     def __init__(
         self,
         channels_in: int,                    # image channels
@@ -88,29 +91,66 @@ class BranchExtractor(nn.Module):
         c: int,                              # convolution channels
         *,
         edge_kernels_all_channels: bool = True,   # False: as published
-        front_end: str = "raw",              # "raw": every branch sees the image; "dog": its own band
+        front_end: str = "raw",              # "raw": every branch sees the image; "dog": its own band; "strided": raw, and v0 and v1 step by two
+        encode: str = "full",                # "full" or "lowrank"
+        residual: bool = False,              # a residual stage on each branch's grid
         adjacency: Tensor | None = None,     # [5, 5]; None: the complete graph
     ):
         super().__init__()
-        g = grid_size(side)
-        if front_end not in ("raw", "dog"): raise ValueError(f"front_end is {front_end!r}; allowed are 'raw' and 'dog'.")
-        self.pyramid = DogPyramid(side) if front_end == "dog" else None
-        self.names = []
-        for name, layers in branch_layers(channels_in, c, side, g).items():
+        g, self.names = grid_size(side), []
+        if front_end not in self.front_ends: raise ValueError(f"front_end is {front_end!r}; allowed are {', '.join(map(repr, self.front_ends))}.")
+        for name, layers in self.build(channels_in, c, side, g, front_end).items():
             self.add_module(name, layers)
-            self.add_module(f"{name[:2]}_encode", nn.Linear(c * g * g, dim))
+            if residual: self.add_module(f"{name[:2]}_residual", GridResidual(c, [m for m in layers if type(m).__module__.endswith("activation")][-1]))
+            self.add_module(f"{name[:2]}_encode", encode_layer(c * g * g, dim, encode))
             self.names.append(name)
-        set_edge_kernels(self.v0_ultrahigh[0].weight, edge_kernels_all_channels)
+        set_edge_kernels(self.finest().weight, edge_kernels_all_channels)
         self.register_buffer("adjacency_matrix", 1 - torch.eye(5) if adjacency is None else torch.as_tensor(adjacency).float())
         self.register_buffer("neighbours", check_adjacency(self.adjacency_matrix), persistent=False)
         self.register_load_state_dict_post_hook(lambda m, _: setattr(m, "neighbours", check_adjacency(m.adjacency_matrix)))
 
     def forward(self, x: Tensor) -> Tensor:
-        b = [x] * 5 if self.pyramid is None else list(self.pyramid(x))
-        half = F.avg_pool2d(b[3], 2)
-        quarter = F.avg_pool2d(half if b[4] is b[3] else F.avg_pool2d(b[4], 2), 2)
-        branch = lambda name, v: self.get_submodule(f"{name[:2]}_encode")(self.get_submodule(name)(v).flatten(1))
-        return torch.stack([branch(n, v) for n, v in zip(self.names, (b[0], b[1], b[2], half, quarter))], 1)
+        return torch.stack([self.vertex(n, v) for n, v in zip(self.names, self.inputs(x))], 1)
+
+# %% ../../nbs/api/pentachora/01_encoder.ipynb #d4573d46
+@patch
+def build(
+    self: BranchExtractor,
+    channels_in: int,   # image channels
+    c: int,             # convolution channels
+    side: int,          # image side
+    g: int,             # grid side
+    front_end: str,     # "raw", "dog" or "strided"
+) -> dict:              # branch name -> nn.Sequential
+    "The layers of the five branches, and whatever stands before them."
+    self.pyramid = DogPyramid(side) if front_end == "dog" else None
+    return branch_layers(channels_in, c, side, g, front_end == "strided")
+
+@patch
+def finest(self: BranchExtractor) -> nn.Conv2d:
+    "The convolution that starts from the edge kernels."
+    return self.v0_ultrahigh[0]
+
+# %% ../../nbs/api/pentachora/01_encoder.ipynb #a9293cf4
+@patch
+def inputs(
+    self: BranchExtractor,
+    x: Tensor,   # images [B, C, S, S]
+) -> tuple:      # five inputs, finest first
+    "What each branch looks at."
+    b = [x] * 5 if self.pyramid is None else list(self.pyramid(x))
+    half = F.avg_pool2d(b[3], 2)
+    return b[0], b[1], b[2], half, F.avg_pool2d(half if b[4] is b[3] else F.avg_pool2d(b[4], 2), 2)
+
+@patch
+def vertex(
+    self: BranchExtractor,
+    name: str,   # of the branch
+    v: Tensor,   # its input
+) -> Tensor:     # [B, D]
+    "One branch from its input to its vertex."
+    grid, stage = self.get_submodule(name)(v), getattr(self, f"{name[:2]}_residual", None)
+    return self.get_submodule(f"{name[:2]}_encode")((grid if stage is None else stage(grid)).flatten(1))
 
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #455f4145
 def agreement_weights(
@@ -177,6 +217,7 @@ class VertexOpinion(nn.Module):
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #377f69fc
 class PentaFreqEncoderV2(nn.Module):
     "Images [B, C, S, S] or [B, C*S*S] to unit latents [B, D]; see the prose above for the equations."
+    extractor_class = BranchExtractor
     def __init__(
         self,
         input_dim: int = 784,            # C*S*S
@@ -189,7 +230,9 @@ class PentaFreqEncoderV2(nn.Module):
         dropout: float = .2,             # in the fusion MLP
         geom_scale: float = 5.,          # 1: as published
         edge_kernels_all_channels: bool = True,   # False: as published
-        front_end: str = "raw",          # "raw" or "dog"
+        front_end: str = "raw",          # one of the extractor's `front_ends`: "raw", "dog", "strided"
+        encode: str = "full",            # "full" or "lowrank"
+        residual: bool = False,          # a residual stage on each branch's grid
         norm: str = "batch",             # fusion norm, "batch" or "layer"
         adjacency: Tensor | None = None, # [5, 5] attention graph; None: complete
     ):
@@ -198,8 +241,8 @@ class PentaFreqEncoderV2(nn.Module):
         if side < 1 or input_ch * side * side != input_dim:
             raise ValueError(f"input_dim {input_dim} is not {input_ch} channels times a square; it must be C*S*S, e.g. {input_ch * 784}.")
         self.input_dim, self.input_ch, self.side, self.out_dim = input_dim, input_ch, side, proj_dim or base_dim
-        self.extractor = BranchExtractor(input_ch, side, base_dim, channels, front_end=front_end, adjacency=adjacency,
-                                         edge_kernels_all_channels=edge_kernels_all_channels)
+        self.extractor = self.extractor_class(input_ch, side, base_dim, channels, front_end=front_end, adjacency=adjacency, encode=encode, residual=residual,
+                                              edge_kernels_all_channels=edge_kernels_all_channels)
         self.opinion = VertexOpinion(base_dim, num_heads, proj_dim, dropout, geom_scale, norm)
 
     def forward(self, x: Tensor, return_diag: bool = False):
@@ -238,9 +281,15 @@ def encoder_parameters(
     D: int,              # latent width
     proj_dim: int = 0,   # 0: no projection
     grid: int = 7,       # feature grid side, 7 or 8
+    *,
+    encode: str = "full",            # "full" or "lowrank"
+    residual: bool = False,          # a residual stage on each branch's grid
+    convolutions: int | None = None, # parameters before the grid; None: of the five branches
 ) -> int:                # trainable parameters
     "Closed form of the encoder's size."
-    return 141*C_in*c + 33*c + 18*c*c + 5*grid*grid*c*D + 27*D*D + 25*D + 1 + D*proj_dim
+    front = 141*C_in*c + 33*c + 18*c*c if convolutions is None else convolutions
+    stages = encode_parameters(c*grid*grid, D, encode) + residual*residual_parameters(c)
+    return front + 5*stages + 27*D*D + 20*D + 1 + D*proj_dim
 
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #99bfedc5
 def encoder_shape(
@@ -248,10 +297,11 @@ def encoder_shape(
 ) -> dict:          # arguments of PentaFreqEncoderV2
     "Sizes of the encoder that a set of tensors belongs to; KeyError or ValueError when they are not one."
     c, C_in = shapes["extractor.v0_ultrahigh.0.weight"][:2]
-    D, features = shapes["extractor.v0_encode.weight"]
+    low = "extractor.v0_encode.0.weight" in shapes
+    features, D = (shapes["extractor.v0_encode.0.weight"][1], shapes["extractor.v0_encode.1.weight"][0]) if low else shapes["extractor.v0_encode.weight"][::-1]
     g = math.isqrt(features // c)
     if g not in (7, 8) or g * g * c != features: raise ValueError(f"{features} features are not {c} channels on a 7x7 or 8x8 grid")
-    return dict(input_dim=C_in * (4 * g)**2, input_ch=C_in, base_dim=D, channels=c,
+    return dict(input_dim=C_in * (4 * g)**2, input_ch=C_in, base_dim=D, channels=c, encode="lowrank" if low else "full", residual="extractor.v0_residual.first.0.weight" in shapes,
                 proj_dim=shapes.get("opinion.projection.weight", [None])[0],
                 norm="batch" if "opinion.fusion.1.running_mean" in shapes else "layer")
 

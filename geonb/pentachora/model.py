@@ -23,6 +23,7 @@ from .constellation import BatchedPentachoronConstellation, constellation_parame
 from .encoder import PentaFreqEncoderV2, encoder_parameters, grid_size
 from .floors import PlainCNN, equal_parameter_hidden
 from .losses import RoseDiagnosticHead
+from .pyramid import PyramidEncoder, pyramid_convolutions
 
 # %% ../../nbs/api/pentachora/21_model.ipynb #e4c3e697
 class ModelSpec(BaseModel):
@@ -37,7 +38,9 @@ class ModelSpec(BaseModel):
     dim: Annotated[int, Field(ge=5, le=4096)] = 56
     heads: Annotated[int, Field(ge=1, le=64)] = 2
     channels: Annotated[int, Field(ge=1, le=1024)] = 12
-    front_end: Literal["raw", "dog"] = "raw"
+    encode: Literal["full", "lowrank"] = "full"
+    residual: bool = False
+    front_end: Literal["raw", "dog", "strided", "pyramid"] = "raw"
     norm: Literal["batch", "layer"] = "batch"
     geom_scale: float = 5.0
     edge_kernels_all_channels: bool = True
@@ -56,9 +59,9 @@ def full_size(
     spec: ModelSpec,   # of any kind
 ) -> int:
     "Trainable parameters of the constellation model of these sizes: what the plain network is made equal to."
-    C, D = len(spec.class_names), spec.dim
+    C, D, front = len(spec.class_names), spec.dim, pyramid_convolutions(spec.input_ch, spec.channels, spec.side) if spec.front_end == "pyramid" else None
     probe = 128*(D + 1) + 2*128 + 129
-    return encoder_parameters(spec.input_ch, spec.channels, D, grid=grid_size(spec.side)) + constellation_parameters(C, spec.pairs, D) + probe
+    return encoder_parameters(spec.input_ch, spec.channels, D, grid=grid_size(spec.side), encode=spec.encode, residual=spec.residual, convolutions=front) + constellation_parameters(C, spec.pairs, D) + probe
 
 # %% ../../nbs/api/pentachora/21_model.ipynb #79ccaab6
 def build_modules(
@@ -70,8 +73,9 @@ def build_modules(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
         if spec.kind == "cnn": return {"cnn": PlainCNN(C, spec.input_ch, spec.side, equal_parameter_hidden(full_size(spec), C, spec.input_ch, spec.side))}
-        encoder = PentaFreqEncoderV2(spec.input_ch*spec.side**2, spec.input_ch, spec.dim, spec.heads, spec.channels, geom_scale=spec.geom_scale,
-                                     edge_kernels_all_channels=spec.edge_kernels_all_channels, front_end=spec.front_end, norm=spec.norm)
+        kind = PyramidEncoder if spec.front_end == "pyramid" else PentaFreqEncoderV2
+        encoder = kind(spec.input_ch*spec.side**2, spec.input_ch, spec.dim, spec.heads, spec.channels, geom_scale=spec.geom_scale, edge_kernels_all_channels=spec.edge_kernels_all_channels,
+                       front_end=spec.front_end, encode=spec.encode, residual=spec.residual, norm=spec.norm)
         if spec.kind == "linear": return {"encoder": encoder, "head": nn.Linear(spec.dim, C)}
         return {"encoder": encoder, "constellation": BatchedPentachoronConstellation(C, spec.dim, spec.pairs, spec.lambda_sep, vertex_map=spec.vertex_map, seed=seed),
                 "diagnostic_head": RoseDiagnosticHead(spec.dim)}

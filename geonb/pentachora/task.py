@@ -32,7 +32,7 @@ def model_spec(
     images,                    # `Images`: classes, size, normalisation
 ) -> ModelSpec:
     "The model a run will train, with everything resolved."
-    same = {k: getattr(config, k) for k in "dim heads channels front_end norm geom_scale edge_kernels_all_channels vertex_map lambda_sep".split()}
+    same = {k: getattr(config, k) for k in "dim heads channels encode residual front_end norm geom_scale edge_kernels_all_channels vertex_map lambda_sep".split()}
     return ModelSpec(kind=config.model, class_names=[str(c) for c in images.class_names], input_ch=images.channels, side=images.size, mean=[float(v) for v in images.mean], std=[float(v) for v in images.std],
                      pairs=config.pairs or auto_pairs(images.classes), **same)
 
