@@ -17,7 +17,7 @@ def lazy(
     "Module-level attribute access (PEP 562) that imports on first use."
     def __getattr__(name):
         if name not in names: raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        where = names[name] if "." in names[name] else f"{package}.{names[name]}"
+        where = names[name] if names[name].startswith("geonb.") else f"{package}.{names[name]}"
         value = getattr(importlib.import_module(where), name)
         setattr(sys.modules[package], name, value)   # the next access is an ordinary attribute
         return value
