@@ -54,20 +54,22 @@ def branch_layers(
     c: int,             # convolution channels
     side: int,          # image side S
     g: int,             # grid side
-    strided: bool = False,   # v0 and v1 halve the side in their first convolution
+    strided: bool = False,   # convolutions step by two where a pool would halve
 ) -> dict:              # branch name -> nn.Sequential
     "The convolutional stages of the five branches; v3 and v4 get their averaged input from outside (slot 0)."
-    conv, bn, step = nn.Conv2d, nn.BatchNorm2d, 2 if strided else 1
+    bn, step = nn.BatchNorm2d, lambda s: 2 if strided and s > g else 1                        # side before -> stride
+    conv = lambda i, o, k, s=1, groups=1: nn.Conv2d(i, o, k, s, k // 2, groups=groups)
     pool = lambda s: nn.AvgPool2d(s // g) if s > g else nn.Identity()
+    full, half, quarter = side // step(side), side // 2, side // 4
     return dict(
-        v0_ultrahigh=nn.Sequential(conv(channels_in, c, 3, step, padding=1), bn(c), nn.ReLU(inplace=True),
-                                   conv(c, c, 3, padding=1, groups=c), bn(c), nn.ReLU(inplace=True), pool(side // step)),
-        v1_high=nn.Sequential(conv(channels_in, c, 3, step, padding=1), bn(c), nn.Identity() if strided else nn.MaxPool2d(2), nn.Tanh(),
-                              conv(c, c, 3, padding=1), bn(c), nn.Tanh(), pool(side // 2)),
-        v2_mid=nn.Sequential(conv(channels_in, c, 5, stride=2, padding=2), bn(c), nn.GELU(),
-                             conv(c, c, 3, padding=1), bn(c), nn.GELU(), pool(side // 2)),
-        v3_lowmid=nn.Sequential(nn.Identity(), conv(channels_in, c, 7, padding=3), bn(c), nn.SiLU(), pool(side // 2)),
-        v4_low=nn.Sequential(nn.Identity(), conv(channels_in, c, 7, padding=3), bn(c), nn.Sigmoid(), pool(side // 4)))
+        v0_ultrahigh=nn.Sequential(conv(channels_in, c, 3, step(side)), bn(c), nn.ReLU(inplace=True),
+                                   conv(c, c, 3, step(full), groups=c), bn(c), nn.ReLU(inplace=True), pool(full // step(full))),
+        v1_high=nn.Sequential(conv(channels_in, c, 3, step(side)), bn(c), nn.Identity() if strided else nn.MaxPool2d(2), nn.Tanh(),
+                              conv(c, c, 3, step(half)), bn(c), nn.Tanh(), pool(half // step(half))),
+        v2_mid=nn.Sequential(conv(channels_in, c, 5, 2), bn(c), nn.GELU(),
+                             conv(c, c, 3, step(half)), bn(c), nn.GELU(), pool(half // step(half))),
+        v3_lowmid=nn.Sequential(nn.Identity(), conv(channels_in, c, 7, step(half)), bn(c), nn.SiLU(), pool(half // step(half))),
+        v4_low=nn.Sequential(nn.Identity(), conv(channels_in, c, 7, step(quarter)), bn(c), nn.Sigmoid(), pool(quarter // step(quarter))))
 
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #3e3fba0d
 def check_adjacency(
@@ -91,7 +93,7 @@ class BranchExtractor(nn.Module):
         c: int,                              # convolution channels
         *,
         edge_kernels_all_channels: bool = True,   # False: as published
-        front_end: str = "raw",              # "raw": every branch sees the image; "dog": its own band; "strided": raw, and v0 and v1 step by two
+        front_end: str = "raw",              # "raw": every branch sees the image; "dog": its own band; "strided": raw, in steps of two
         encode: str = "full",                # "full" or "lowrank"
         residual: bool = False,              # a residual stage on each branch's grid
         adjacency: Tensor | None = None,     # [5, 5]; None: the complete graph
