@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core.errors import CheckFailed, DataMissing
 from .bands import DogPyramid
+from .pretrained import Pretrained
 from .stages import GridResidual, encode_layer, encode_parameters, residual_parameters
 
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #14fb2181
@@ -217,7 +218,7 @@ class VertexOpinion(nn.Module):
         return h if self.projection is None else self.projection(h), lam, w
 
 # %% ../../nbs/api/pentachora/01_encoder.ipynb #377f69fc
-class PentaFreqEncoderV2(nn.Module):
+class PentaFreqEncoderV2(Pretrained, nn.Module):
     "Images [B, C, S, S] or [B, C*S*S] to unit latents [B, D]; see the prose above for the equations."
     extractor_class = BranchExtractor
     def __init__(

@@ -9,6 +9,7 @@ __all__ = ['cnn_stages', 'cnn_parameters', 'PlainCNN', 'equal_parameter_hidden']
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .pretrained import Pretrained
 
 # %% ../../nbs/api/pentachora/04_floors.ipynb #4f663452
 def cnn_stages(
@@ -32,7 +33,7 @@ def cnn_parameters(
     return convolutions + (features + 1) * hidden + (hidden + 1) * num_classes
 
 # %% ../../nbs/api/pentachora/04_floors.ipynb #bf55d2dc
-class PlainCNN(nn.Module):
+class PlainCNN(Pretrained, nn.Module):
     "Two convolutions (more for large pictures) and a hidden layer: images to `(logits [B, C], diag)`."
     def __init__(
         self,
