@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from geonb.explorers.places import enclosed
+from geonb.explorers.choosing import enclosed
 from geonb.explorers.ternary import LAYOUTS, TernaryExplorer
 from lab import Lab
 from scipy.spatial import cKDTree

@@ -3,6 +3,7 @@ import asyncio
 import json
 import re
 import shutil
+import threading
 import time
 from dataclasses import replace
 
@@ -182,12 +183,14 @@ def test_verify_says_what_is_wrong(explorer, shelf):
 
 def test_a_check_runs_beside_the_page_and_can_be_stopped(explorer, monkeypatch):
     from geonb.explorers import runs as room
-    explorer.widget; seen = []
+    explorer.widget; seen, gate = [], threading.Semaphore(0)
     async def live():
-        monkeypatch.setattr(room, "verify_run", lambda p: time.sleep(.05) or [])
-        explorer.verify(tuple(explorer.shelf.at)); start = time.perf_counter(); await asyncio.sleep(.01); assert time.perf_counter() - start < .05   # the loop turns while a bundle is read
+        monkeypatch.setattr(room, "verify_run", lambda p: [] if gate.acquire(timeout=30) else ["nobody let it go on"])
+        explorer.verify(tuple(explorer.shelf.at)); await asyncio.sleep(.01); assert not explorer.checked   # the loop turns while the first bundle is being read, which would otherwise end as not let go
         seen.append(words(explorer.verdict.value)); assert explorer.buttons["stop"].layout.display is None
-        await asyncio.sleep(.08); explorer.buttons["stop"].click(); await asyncio.sleep(.1); assert 0 < len(explorer.checked) < 8 and explorer.buttons["stop"].layout.display == "none"
+        gate.release(2)
+        while len(explorer.checked) < 2: await asyncio.sleep(.01)
+        explorer.buttons["stop"].click(); gate.release(8); await explorer._task; assert 2 <= len(explorer.checked) < 8 and not any(explorer.checked.values()) and explorer.buttons["stop"].layout.display == "none"
         monkeypatch.setattr(room, "verify_run", lambda p: 1/0); explorer.verify(); await explorer._task; assert "ended early (ZeroDivisionError" in explorer.problem.value
     asyncio.run(live()); assert "checking 1 of 8" in seen[0]
 

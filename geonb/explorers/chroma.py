@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..chromatic.distances import BASES, METRICS
 from ..core.errors import UsageError
 from .answers import VIEWS, open_answers
-from .choosing import check_list, enclosed
+from .choosing import check_list, enclosed, outlines
 from .pictures import cards
 from .shell import ACCENT, Explorer, GRID, INK, SHEET, one_of, player
 from ..plots.curves import PALETTE
@@ -155,15 +155,6 @@ def dress(self:ChromaExplorer,
 
 # %% ../../nbs/api/explorers/03_chroma.ipynb #fb490ba5
 @patch
-def figure(self:ChromaExplorer,
-    state: ChromaState | None = None,   # what to show; None: all members
-):                                      # plotly Figure
-    "A plotly figure of one state."
-    s = self.settled(state or self.opening()); fig, data = self.skeleton(), self.view(s)
-    for trace in fig.data: trace.update(data[trace.name])
-    return fig.update_layout(self.dress(s))
-
-@patch
 def film(self:ChromaExplorer,
     state: ChromaState | None = None,   # what else is shown; None: all members
 ):                                      # plotly Figure with frames
@@ -281,6 +272,6 @@ def listen(self:ChromaExplorer):
     "Clicks on map and space, lassos on the map."
     dots, solid = (next(self.live.select_traces(dict(name=k))) for k in ("map", "space"))
     def drawn(change):
-        if new := ((change["new"] or {}).get("relayout_data") or {}).get("selections"): self.live.plotly_relayout(dict(selections=[])); self.lassoed(enclosed(new, dots.x, dots.y))
+        if new := ((change["new"] or {}).get("relayout_data") or {}).get("selections"): self.live.plotly_relayout(dict(selections=[])); self.lassoed(enclosed(outlines(new), np.stack([dots.x, dots.y], 1)).tolist())
     for trace in (dots, solid): trace.on_click(lambda _, points, __: self.guard(self.clicked, points.point_inds))
     dots.on_deselect(lambda *_: self.guard(self.lassoed, None)); dots.on_selection(lambda *_: self.guard(self.stand)); self.live.observe(lambda change: self.guard(drawn, change), "_js2py_relayout")

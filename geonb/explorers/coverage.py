@@ -179,10 +179,9 @@ def figure(self:CoverageExplorer,
     state: CoverageState | None = None,   # what to show; None: the middle of the run
 ):                                        # plotly Figure
     "A plotly figure of one state."
-    s = self.settled(state or self.opening()); fig, data = self.skeleton(), self.view(s)
-    for trace in fig.data: trace.update(data[trace.name])
+    s = self.settled(state or self.opening())
     words = " · ".join(f"{k} {v}" for k, v in self.readout(s) if k in ("epoch", "pathway", f"right in {s.path}"))
-    return fig.update_layout(self.dress(s)).update_layout(title_text=f"{self.title}<br><sup>{words}</sup>")
+    return Explorer.figure(self, s).update_layout(title_text=f"{self.title}<br><sup>{words}</sup>")
 
 @patch
 def film(self:CoverageExplorer,

@@ -269,15 +269,6 @@ def skeleton(self:RunsView):
     layout = SHEET | dict(width=960, height=440, margin=dict(l=60, r=30, t=40, b=50), xaxis=dict(title=dict(text="epoch"), **GRID), yaxis=dict(**GRID), **square(2, [.02, .42]), **square(3, [.56, .96]), **square(4, [.3, .7]))
     return go.Figure([*lines, ends, heat("confusion 1", 2), heat("confusion 2", 3), heat("difference", 4)], layout)
 
-@patch
-def figure(self:RunsView,
-    state: RunsState | None = None,   # what to show; None: the newest runs
-):                                    # plotly Figure
-    "A plotly figure of one state."
-    s = self.settled(state or self.opening()); fig, data = self.skeleton(), self.view(s)
-    for trace in fig.data: trace.update(data[trace.name])
-    return fig.update_layout(self.dress(s))
-
 # %% ../../nbs/api/explorers/22_runs_view.ipynb #7e5d3bce
 @patch
 def film(self:RunsView,

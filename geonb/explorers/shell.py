@@ -104,7 +104,7 @@ class Explorer:
     def settled(self, state): raise NotImplementedError      # the state inside what is shown; UsageError for what is refused
     def view(self, state): raise NotImplementedError         # trace name -> its data
     def readout(self, state): raise NotImplementedError      # [(name, value)] as text
-    def figure(self, state): raise NotImplementedError       # a plotly figure of one state
+    def skeleton(self): raise NotImplementedError            # a plotly figure without its data; traces named as in `view`
     def picture(self, state): raise NotImplementedError      # PNG of one state
     def controls(self): raise NotImplementedError            # field of the state -> its widget
     def dress(self, state): return {}                        # what of the layout goes with the state
@@ -200,6 +200,16 @@ def go(self:Explorer,
         for k, c in self.inputs.items(): c.value = round(v) if isinstance(v := getattr(wanted, k), float) else v   # sliders hold whole numbers
     finally: self._held = False
     self.draw(self.state); return self
+
+# %% ../../nbs/api/explorers/90_shell.ipynb #340bd150
+@patch
+def figure(self:Explorer,
+    state=None,   # what to show; None: what a still shows before anything was touched
+):                # plotly Figure
+    "A plotly figure of one state."
+    s = self.settled(self.opening() if state is None else state); fig, data = self.skeleton(), self.view(s)
+    for trace in fig.data: trace.update(data[trace.name])
+    return fig.update_layout(self.dress(s))
 
 # %% ../../nbs/api/explorers/90_shell.ipynb #69041aa4
 @patch

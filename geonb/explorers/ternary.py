@@ -13,9 +13,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import UsageError
+from .choosing import enclosed, outlines
 from .coverage import COLOURS, CoverageExplorer
 from .decoding import PUSH, Decoder, comparison, operation_card, tree_neighbours
-from .places import CORNERS, branches, enclosed, exact_disc, listed, map_places, outlines, tree_places, written
+from .places import CORNERS, branches, exact_disc, listed, map_places, tree_places, written
 from .shell import Explorer, GRID, SHEET, one_of, player, read_arrays, whole
 from ..ternary.operations import NAMES, OPERATIONS, operation, tables, valuation
 

@@ -184,15 +184,6 @@ def dress(self:TokensExplorer,
 
 # %% ../../nbs/api/explorers/42_tokens.ipynb #8514c2a2
 @patch
-def figure(self:TokensExplorer,
-    state: TokensState | None = None,   # what to show; None: the first test operator
-):                                      # plotly Figure
-    "A plotly figure of one state."
-    s = self.settled(state or self.opening()); fig, data = self.skeleton(), self.view(s)
-    for trace in fig.data: trace.update(data[trace.name])
-    return fig.update_layout(self.dress(s))
-
-@patch
 def film(self:TokensExplorer,
     state: TokensState | None = None,   # which operator
 ):                                      # plotly Figure with frames
