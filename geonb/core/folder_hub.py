@@ -104,7 +104,7 @@ def answer(self:_Answer, body):
     try: folder = hub.folder/confined(repo)
     except UsageError: return self.missing("RepoNotFound")
     if not folder.is_dir() or (repo in hub.private and not self.known()): return self.missing("RepoNotFound", 404 if self.known() else 401)
-    files = contents(folder); commit = commit_of(files)
+    files, commit = hub.state(folder)
     if revision not in ("main", commit):
         if revision not in hub.states: return self.missing("RevisionNotFound")
         files, commit = hub.states[revision], revision
@@ -188,7 +188,12 @@ class FolderHub:
                  owners=None,          # whose repositories the token may write; None: anybody's
                  drop: int = 0):       # how many uploads of large files break off
         self.folder, self.token, self.owners, self.drop = Path(folder), token, owners, drop
-        self.requests, self.objects, self.states, self.private = [], {}, {}, set()   # objects: SHA-256 -> content; states: commit -> files
+        self.requests, self.objects, self.states, self.private, self.known = [], {}, {}, set(), {}   # objects: SHA-256 -> content; states: commit -> files
+    def state(self, folder):
+        "(files, commit) of a repository; read again only when something in it changed."
+        stamp = tuple((f, (s := (folder/f).stat()).st_mtime_ns, s.st_ino, s.st_size) for f in tree_files(folder))
+        if self.known.get(folder, (None,))[0] != stamp: files = contents(folder); self.known[folder] = stamp, files, commit_of(files)
+        return self.known[folder][1:]
     def __enter__(self):
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Answer); self._server.hub, self._server.daemon_threads = self, True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
