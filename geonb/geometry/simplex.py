@@ -146,9 +146,10 @@ def jitter_degenerate(
     generator: torch.Generator,  # where the noise comes from
     threshold: float = 1e-6,     # flat: smallest eigenvalue below this share of their mean
     scale: float = 1e-3,         # standard deviation of the noise over the mean distance to the centroid
+    eigenvalues: Tensor = None,  # [..., n] ascending, those that must not vanish; all of a simplex by default
 ) -> tuple:                      # (vertices with the flat simplices shaken, how many they were)
     "Add noise to the simplices that gradients could not make fat again."
-    l = centred_eigenvalues(x.double())
+    l = centred_eigenvalues(x.double()) if eigenvalues is None else eigenvalues
     flat = l[..., 0] <= threshold * l.mean(-1)
     radius = centred(x).norm(dim=-1).mean(-1)
     radius = torch.where(radius > 0, radius, 1)   # all at one point: nothing to be relative to

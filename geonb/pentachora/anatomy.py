@@ -11,8 +11,8 @@ import time
 import numpy as np
 import torch
 
-from ..geometry.simplex import edge_variation, quality
 from .diagnostics import plain
+from .losses import family_of
 
 # %% ../../nbs/api/pentachora/14_anatomy.ipynb #51493590
 def usage(
@@ -66,12 +66,12 @@ def class_mean_cosine(
 # %% ../../nbs/api/pentachora/14_anatomy.ipynb #5a5332a4
 @torch.no_grad()
 def geometry_report(
-    constellation,  # read: dispatchers, specialists [P, V, D]
+    constellation,  # read: dispatchers, specialists [P, V, D], family
 ) -> dict:          # quality, radius, edge_cv [2][P] (dispatchers, specialists), centre_distance [P], and the mean of each as …_mean
     "Shape of every simplex of a constellation."
     x = torch.stack([constellation.dispatchers, constellation.specialists]).double()
-    m = x.mean(2, keepdim=True)
-    out = dict(quality=quality(x), radius=(x - m).norm(dim=-1).mean(-1), edge_cv=edge_variation(x).sqrt(), centre_distance=(m[0] - m[1]).norm(dim=-1)[:, 0])
+    m, shape = x.mean(2, keepdim=True), family_of(constellation)
+    out = dict(quality=shape.quality(x), radius=(x - m).norm(dim=-1).mean(-1), edge_cv=shape.edge_variation(x).sqrt(), centre_distance=(m[0] - m[1]).norm(dim=-1)[:, 0])
     return plain(out | {f"{k}_mean": v.mean() for k, v in out.items()})
 
 # %% ../../nbs/api/pentachora/14_anatomy.ipynb #25929b6f

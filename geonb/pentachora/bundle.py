@@ -36,7 +36,8 @@ from geonb.pentachora import {kind}, BatchedPentachoronConstellation, RoseDiagno
 encoder = {kind}(input_dim={spec.side}*{spec.side}{f'*{spec.input_ch}' if spec.input_ch > 1 else ''}, input_ch={spec.input_ch}, base_dim={spec.dim}, num_heads={spec.heads}, channels={spec.channels}{extra})
 encoder.load_state_dict(load_file("weights/encoder_{dataset}.safetensors"))
 """
-    if spec.kind == "constellation": code += f"""constellation = BatchedPentachoronConstellation(num_classes={len(spec.class_names)}, dim={spec.dim}, num_pairs={spec.pairs}, lambda_sep={spec.lambda_sep})
+    shape = "".join(f", {k}={getattr(spec, k)!r}" for k in ("geometry", "factored", "hidden") if getattr(spec, k) != ModelSpec.model_fields[k].default)
+    if spec.kind == "constellation": code += f"""constellation = BatchedPentachoronConstellation(num_classes={len(spec.class_names)}, dim={spec.dim}, num_pairs={spec.pairs}, lambda_sep={spec.lambda_sep}{shape})
 constellation.load_state_dict(load_file("weights/constellation_{dataset}.safetensors"))
 head = RoseDiagnosticHead({spec.dim})
 head.load_state_dict(load_file("weights/diagnostic_head_{dataset}.safetensors"))
@@ -108,7 +109,7 @@ def card(
     moved = f", after vertices had been moved by hand: `{config.vertex_edit}`" if config.vertex_edit else ""
     began = f"Training began with the weights of run `{start.run_id}`{moved}; optimisers, warm-up and the ramp of the geometry term began anew.\n\n" if start else ""
     return f"""{card_header(report, images)}
-# {KINDS[spec.kind]}, {images.name}
+# {KINDS[spec.kind].replace('pentachora', 'pentachora' if spec.geometry == 'simplex:4' else f'{spec.geometry} shapes')}, {images.name}
 
 {len(spec.class_names)} classes, {spec.side}×{spec.side}×{spec.input_ch}, {report.diagnostics['parameters']['total']:,} parameters. Seed {config.seed}, one run; epoch {report.chosen['epoch']} of {len(report.history)} chosen on validation ({report.chosen['weights']} weights, {report.chosen['metric']} {report.chosen['value']:.4f}).
 

@@ -14,9 +14,10 @@ from pydantic import Field, field_validator, model_validator
 
 from ..core.bundles import start_bundle
 from ..core.config import RunConfig, injected_names, readable, shown
-from ..core.errors import CheckFailed, DataMissing, UsageError
+from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from .codes import auto_pairs
 from .edits import canonical, check_pairs, read_edits
+from ..geometry.shapes import PENTACHORON, read_shape
 from .sizes import sized
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #2fe2d2b4
@@ -49,7 +50,16 @@ class ModelParameters(DataParameters):
     geom_scale: Annotated[float, Field(gt=0, le=100, description="scale of the geometry path; 1 is the published behaviour")] = 5.0
     edge_kernels_all_channels: bool = True
     pairs: Annotated[int, Field(ge=0, le=64, description="pairs of pentachora; 0: chosen from the number of classes")] = 0
-    vertex_map: Literal["auto", "coded", "shared", "block"] = "coded"
+    geometry: Annotated[str, Field(max_length=40, description="shape of every stack: simplex:k, cube:n or cross:n, such as simplex:4, cube:3, cross:5")] = "simplex:4"
+    factored: Annotated[bool, Field(description="cubes: route by one independent bit per axis")] = False
+    equal_size: Annotated[bool, Field(description="other shapes than simplex:4 get as many parameters as it has: the correction becomes narrower or wider, and where that is not enough dim smaller")] = True
+    vertex_map: Literal["auto", "coded", "shared", "block", "gray"] = "coded"
+
+    @field_validator("geometry")
+    @classmethod
+    def _a_shape(cls, value):
+        read_shape(value)
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +83,7 @@ class LossParameters(ModelParameters):
     reweight: Annotated[bool, Field(description="confusion-driven vertex weights from validation")] = False
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #57833925
-FIXED = "dataset resolution model size dim heads channels encode residual front_end norm geom_scale edge_kernels_all_channels pairs vertex_map".split()   # cannot differ from the run that training starts from
+FIXED = "dataset resolution model size dim heads channels encode residual front_end norm geom_scale edge_kernels_all_channels pairs geometry factored equal_size vertex_map".split()   # cannot differ from the run that training starts from
 BROUGHT = [*FIXED, "strict_data", "augment", "erase", "limit"]   # taken from it where not given
 
 def start_config(
@@ -101,7 +111,7 @@ def contradiction(
         if same(mine) != same(its): return f"{k}={shown(mine)} contradicts start={shown(config.start)}, which was trained with {k}={shown(its)}: leave {k} out, or start from another run"
     if config.vertex_edit is None: return ""
     if config.model != "constellation": return f"vertex_edit={shown(config.vertex_edit)} would move nothing: start={shown(config.start)} holds a {config.model} model, which has no simplices"
-    check_pairs(read_edits(config.vertex_edit), model["pairs"])
+    check_pairs(read_edits(config.vertex_edit, read_shape(config.geometry)), model["pairs"])
     return ""
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #fa395ef1
@@ -114,22 +124,26 @@ class StartParameters(LossParameters):
     @classmethod
     def _brought(cls, given):
         "What was not given comes from the start; an edit needs one."
-        start, root, edit = (given.get(k) for k in ("start", "runs_root", "vertex_edit"))
+        (start, root, edit), wrong = (given.get(k) for k in ("start", "runs_root", "vertex_edit")), None
         if isinstance(edit, str) and edit != "null":
-            read_edits(edit)
-            if start in (None, "null"): raise ValueError(f"vertex_edit={shown(edit)} moves vertices of a finished run: pass start too, its run id or folder")
+            try: shape = read_shape(given.get("geometry", PENTACHORON.name))
+            except ValueError: shape = PENTACHORON   # the field says what is wrong with it
+            try: read_edits(edit, shape)
+            except UsageError as e: wrong = e   # unless the start holds another shape
+            if start in (None, "null"): raise wrong or ValueError(f"vertex_edit={shown(edit)} moves vertices of a finished run: pass start too, its run id or folder")
         if start == "null" or not all(isinstance(v, str) and len(v) <= 1000 for v in (start, root or ".")): return given   # none, or what is wrong is said by the field
         try: readable(start), readable(root)
         except ValueError: return given
-        was = start_config(start, None if root == "null" else root)["parameters"]
+        try: was = start_config(start, None if root == "null" else root)["parameters"]
+        except GeonbError as e: raise wrong or e from None
         brought = {k: was[k] for k in BROUGHT if k in was}
         return brought | {k: v for k, v in given.items() if k not in brought or not (v is None or v == "null")}
 
     @field_validator("vertex_edit")
     @classmethod
-    def _one_form(cls, value):
+    def _one_form(cls, value, info):
         "Equal edits, equal text."
-        return None if value is None else canonical(value)
+        return None if value is None else canonical(value, read_shape(info.data.get("geometry", PENTACHORON.name)))
 
     @model_validator(mode="after")
     def _fits(self):
@@ -149,7 +163,7 @@ class StartParameters(LossParameters):
 class TrainPentachora(StartParameters):
     "Parameters of the run notebook `train_pentachora`."
     axes: ClassVar[dict] = {"loss": {"ce": dict(w_dual=0., w_rose=0., w_geometry=0.), "+dual": dict(w_dual=.25), "+rose": dict(w_rose=.25), "+geo": dict(w_geometry=1.)},   # of a sweep: terms added one after another
-                            "map": {k: dict(vertex_map=k) for k in ("coded", "shared", "block")}}
+                            "map": {k: dict(vertex_map=k) for k in ("coded", "shared", "block", "gray")}}
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 8
     batch: Annotated[int, Field(ge=2, le=2048, description="samples per step; made smaller where an epoch would have fewer than 20 steps")] = 256
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -164,8 +178,17 @@ class TrainPentachora(StartParameters):
         "What only fits together."
         if self.dim % self.heads: raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}: attention splits the width evenly")
         if self.rose_reduce == "mean_vertex" and self.vertex_map in ("auto", "coded") and self.model == "constellation":
-            raise ValueError(f"rose_reduce='mean_vertex' does not go with vertex_map={self.vertex_map!r}, where a vertex means other classes in each pair: take vertex_map='shared' or 'block', or rose_reduce='per_pair'")
+            raise ValueError(f"rose_reduce='mean_vertex' does not go with vertex_map={self.vertex_map!r}, where a vertex means other classes in each pair: take vertex_map='shared' or 'block' (on cubes also 'gray'), or rose_reduce='per_pair'")
+        if self.geometry != PENTACHORON.name or self.factored: self._shaped()
+        if self.vertex_map == "gray" and not self.geometry.startswith("cube"): raise ValueError(f"vertex_map='gray' walks along the edges of a cube, and geometry={self.geometry!r} is none: pass geometry=cube:3, or another vertex_map")
         return self
+
+    def _shaped(self):
+        "What goes with another shape than the usual one."
+        shape = read_shape(self.geometry)
+        if self.model != "constellation": raise ValueError(f"geometry={self.geometry!r}, factored={self.factored} would shape nothing: model={self.model!r} has no constellation")
+        if self.dim < shape.k + 1: raise ValueError(f"dim={self.dim} is too small for geometry={self.geometry!r}: two shapes of {shape.k} dimensions apart from each other need at least {shape.k + 1}")
+        if self.factored and shape.kind != "cube": raise ValueError(f"factored=True routes by the bits of a cube's vertices, and geometry={self.geometry!r} is none: pass geometry=cube:3, or factored=False")
 
     def check_data(self):
         "Raise one sentence when the dataset is not known or not on this machine."

@@ -17,8 +17,8 @@ from ..core.bundles import find_run
 from ..core.config import shown, unknown_parameter
 from ..core.errors import CheckFailed, GeonbError, UsageError
 from ..core.run import shown_path
-from ..geometry.frames import simplex_frame
-from ..geometry.simplex import quality, simplex_volume
+from ..core.atomic import read_json
+from ..geometry.shapes import PENTACHORON, read_shape
 from .bundle import load_bundle
 from .config import TrainPentachora
 from .edits import EDITED, VertexEdit, apply_edits, compose, read_edits
@@ -33,6 +33,7 @@ class Edited:
         self.path = find_run(bundle, root); self.model = load_bundle(self.path)
         if "constellation" not in self.model.modules: raise UsageError(f"{self.path.name} holds a {self.model.spec.kind} model, which has no simplices to move a vertex of")
         self.constellation, self.class_names = self.model.modules["constellation"], self.model.class_names
+        self.family = self.constellation.family
         self.stacks = {k: getattr(self.constellation, k).detach().clone() for k in EDITED}
         self.pairs, held = len(self.stacks[EDITED[0]]), read_npz(self.path/"heldout.npz")
         z, y = held.get("latents", np.zeros(0)), held.get("labels", np.zeros(0))
@@ -42,9 +43,9 @@ class Edited:
     def __repr__(self): return f"Edited({self.path.name}: {self.pairs} pairs, {len(self.labels)} held-out images)"
 
     def frame(self, stack: str, pair: int) -> tuple:
-        "(coordinates [5, 4], basis [4, D], centre [D]) of a simplex of the bundle, float64: coordinates @ basis + centre are its vertices."
+        "(coordinates [V, k], basis [k, D], centre [D]) of a shape of the bundle, float64; of a simplex [5, 4] and [4, D], and coordinates @ basis + centre are its vertices."
         if stack not in EDITED or not 0 <= pair < self.pairs: raise UsageError(f"there is no simplex {shown(stack)} {shown(pair)}: {' or '.join(EDITED)}, 0 to {self.pairs - 1}")
-        return simplex_frame(self.stacks[stack][pair])
+        return self.family.frame(self.stacks[stack][pair])
 
 # %% ../../nbs/api/pentachora/25_editing.ipynb #3c172344
 @patch
@@ -53,7 +54,7 @@ def _asked(self:Edited, stacks):
     "The figures of given stacks."
     logits, d = torch.func.functional_call(self.constellation, stacks, (self.latents,)); x = torch.stack([stacks[k] for k in EDITED]).double()
     logp = logits.double().log_softmax(-1).numpy(); predicted = logits.argmax(1).numpy(); mean = x.mean(-2)
-    return {"volume": dict(zip(EDITED, simplex_volume(x).numpy())), "quality": dict(zip(EDITED, quality(x).numpy())), "centre_distance": (mean[0] - mean[1]).norm(dim=-1).numpy(),
+    return {"volume": dict(zip(EDITED, self.family.volume(x).numpy())), "quality": dict(zip(EDITED, self.family.quality(x).numpy())), "centre_distance": (mean[0] - mean[1]).norm(dim=-1).numpy(),
             "gate": d["gate"].double().mean(0).numpy(), "routing_entropy": float(d["routing_entropy"].double().mean()), "probabilities": np.exp(logp).astype(np.float32), "predicted": predicted,
             "accuracy": float((predicted == self.labels).mean()), "nll": float(-logp[np.arange(len(logp)), self.labels].mean())}
 
@@ -68,8 +69,8 @@ def figures(self:Edited,
     edits=(),   # `VertexEdit`s, or their text
 ) -> dict:      # volume and quality {stack: [P]}, centre_distance [P], gate [P] (mean over images), routing_entropy, probabilities [n, C] float32, predicted [n], accuracy, nll; flipped: indices of images whose answer changes; before: the same unedited
     "What the run's model has to say with these vertices moved; nothing is changed by asking."
-    edits = compose(read_edits(edits) if isinstance(edits, str) else edits); before = self.before()
-    now = self._asked(apply_edits(self.stacks, edits)) if edits else before
+    edits = compose(read_edits(edits, self.family) if isinstance(edits, str) else edits, self.family); before = self.before()
+    now = self._asked(apply_edits(self.stacks, edits, self.family)) if edits else before
     return {**now, "flipped": np.flatnonzero(now["predicted"] != before["predicted"]), "before": before}
 
 # %% ../../nbs/api/pentachora/25_editing.ipynb #95d74a6c
@@ -91,6 +92,7 @@ def command(
     "The papermill line that trains from an edit."
     for k in parameters:
         if k not in TrainPentachora.model_fields: raise UsageError(unknown_parameter(TrainPentachora, k))
-    root = parameters.get("runs_root"); edits = ";".join(map(str, compose(read_edits(edits) if isinstance(edits, str) else edits)))
-    given = {"start": shlex.quote(known_name(find_run(bundle, root), root))} | ({"vertex_edit": f'"{edits}"'} if edits else {}) | {k: shlex.quote(str(v)) for k, v in parameters.items()}
+    root = parameters.get("runs_root"); path = find_run(bundle, root); shape = read_shape((read_json(path/"config.json")["model"] or {}).get("geometry", PENTACHORON.name))
+    edits = ";".join(map(str, compose(read_edits(edits, shape) if isinstance(edits, str) else edits, shape)))
+    given = {"start": shlex.quote(known_name(path, root))} | ({"vertex_edit": f'"{edits}"'} if edits else {}) | {k: shlex.quote(str(v)) for k, v in parameters.items()}
     return "papermill nbs/train_pentachora.ipynb out.ipynb " + " ".join(f"-p {k} {v}" for k, v in given.items())

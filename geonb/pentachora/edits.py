@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..core.config import shown
 from ..core.errors import UsageError, did_you_mean
+from ..geometry.shapes import PENTACHORON, Shape, read_shape
 
 # %% ../../nbs/api/pentachora/15_edits.ipynb #90eb38a9
 EDITED = ("dispatchers", "specialists")   # the two stacks of simplices
@@ -23,64 +24,69 @@ class VertexEdit:
     "One vertex and where it goes; `str` gives the form that a command line takes."
     stack: str            # "dispatchers" or "specialists"
     pair: int             # index of the pair of simplices
-    vertex: int           # 0 to 4
-    displacement: tuple   # four numbers, in the frame of the unedited simplex
+    vertex: int           # 0 to 4; of another shape 0 to V - 1
+    displacement: tuple   # four numbers, in the frame of the unedited simplex; of another shape as many as it has dimensions
 
     def __str__(self): return f"{self.stack}:{self.pair}:{self.vertex}:" + ",".join(repr(int(x) if x == int(x) else float(x)) for x in self.displacement)
 
 # %% ../../nbs/api/pentachora/15_edits.ipynb #3740accf
 def read_edits(
     text: str,   # "stack:pair:vertex:x,y,z,w", several joined by ";"
+    shape: Shape = PENTACHORON,   # whose vertices are moved
 ) -> tuple:      # of `VertexEdit`, in the order given
     "The edits that a text means; a `UsageError` names vertex_edit and the part that is wrong."
     parts = [p.strip() for p in text.split(";")] if isinstance(text, str) else [text]
     if parts[-1] == "" and len(parts) > 1: parts.pop()   # a closing semicolon
-    return tuple(_read_edit(p) for p in parts)
+    return tuple(_read_edit(p, shape) for p in parts)
 
-def _refuse(part, why):
-    raise UsageError(f"vertex_edit={shown(part)} is not allowed: {why}; the form is stack:pair:vertex:x,y,z,w, as in dispatchers:2:4:0.10,-0.05,0,0")
+def _refuse(part, why, shape=PENTACHORON):
+    form = "stack:pair:vertex:x,y,z,w, as in dispatchers:2:4:0.10,-0.05,0,0" if shape.k == 4 else f"stack:pair:vertex: and {shape.k} numbers with commas between them"
+    raise UsageError(f"vertex_edit={shown(part)} is not allowed: {why}; the form is {form}")
 
-def _read_edit(part):
+def _read_edit(part, shape):
     "One edit."
-    fields = [f.strip() for f in part.split(":")] if isinstance(part, str) else []
-    if len(fields) != 4: _refuse(part, f"an edit has 4 fields with colons between them, this has {len(fields) if part else 0}")
+    fields, refuse = [f.strip() for f in part.split(":")] if isinstance(part, str) else [], lambda why: _refuse(part, why, shape)
+    if len(fields) != 4: refuse(f"an edit has 4 fields with colons between them, this has {len(fields) if part else 0}")
     stack, pair, vertex, where = fields
-    if stack not in EDITED: _refuse(part, f"there is no stack {shown(stack)}{did_you_mean(stack, EDITED)}: {' or '.join(EDITED)}")
+    if stack not in EDITED: refuse(f"there is no stack {shown(stack)}{did_you_mean(stack, EDITED)}: {' or '.join(EDITED)}")
     for what, number in (("pair", pair), ("vertex", vertex)):
-        if not (number.isascii() and number.isdigit() and len(number) < 5): _refuse(part, f"the {what} is a whole number from 0, not {shown(number)}")
-    if int(vertex) > 4: _refuse(part, f"a pentachoron has the vertices 0 to 4, not {int(vertex)}")
+        if not (number.isascii() and number.isdigit() and len(number) < 5): refuse(f"the {what} is a whole number from 0, not {shown(number)}")
+    if int(vertex) >= shape.n_vertices: refuse(f"a {'pentachoron' if shape == PENTACHORON else shape.name} has the vertices 0 to {shape.n_vertices - 1}, not {int(vertex)}")
     moves = [m.strip() for m in where.split(",")]
-    if len(moves) != 4: _refuse(part, f"a displacement has 4 numbers, this has {len(moves) if where else 0}")
-    try: return checked_edit(VertexEdit(stack, int(pair), int(vertex), tuple(float(m) for m in moves if m.isascii() and "_" not in m)), part)
-    except (ValueError, OverflowError): _refuse(part, "a displacement has 4 numbers")
+    if len(moves) != shape.k: refuse(f"a displacement has {shape.k} numbers, this has {len(moves) if where else 0}")
+    try: return checked_edit(VertexEdit(stack, int(pair), int(vertex), tuple(float(m) for m in moves if m.isascii() and "_" not in m)), part, shape)
+    except (ValueError, OverflowError): refuse(f"a displacement has {shape.k} numbers")
 
 # %% ../../nbs/api/pentachora/15_edits.ipynb #dd68b286
 def checked_edit(
     edit: VertexEdit,   # one edit
     part=None,          # how it was written, for the message
+    shape: Shape = PENTACHORON,   # whose vertex it is
 ) -> VertexEdit:        # the same
-    "Refuse a displacement that is not finite, not four numbers, or farther than any simplex is wide."
+    "Refuse a displacement that is not finite, has not as many numbers as the shape has dimensions, or goes farther than any is wide."
     d, part = edit.displacement, str(edit.displacement) if part is None else part
-    if len(d) != 4: _refuse(part, "a displacement has 4 numbers")
-    if not all(math.isfinite(x) for x in d): _refuse(part, "a displacement is finite")
-    if (far := math.hypot(*d)) > FARTHEST: _refuse(part, f"a displacement of length {far:.4g} leaves the simplex, whose radius is about 1; at most {FARTHEST:g}")
+    if len(d) != shape.k: _refuse(part, f"a displacement has {shape.k} numbers", shape)
+    if not all(math.isfinite(x) for x in d): _refuse(part, "a displacement is finite", shape)
+    if (far := math.hypot(*d)) > FARTHEST: _refuse(part, f"a displacement of length {far:.4g} leaves the simplex, whose radius is about 1; at most {FARTHEST:g}".replace("simplex", shape.kind if shape.kind != "cross" else "cross-polytope"), shape)
     return edit
 
 # %% ../../nbs/api/pentachora/15_edits.ipynb #9a08effe
 def compose(
     edits,       # `VertexEdit`s
+    shape: Shape = PENTACHORON,   # whose vertices they are
 ) -> tuple:      # one for each vertex that moves, sorted
     "Sum the edits of the same vertex and drop those that move nothing."
     sums = {}
-    for e in edits: sums.setdefault((e.stack, e.pair, e.vertex), []).append(checked_edit(e).displacement)
+    for e in edits: sums.setdefault((e.stack, e.pair, e.vertex), []).append(checked_edit(e, None, shape).displacement)
     total = (VertexEdit(*k, tuple(round(math.fsum(x), 9) + 0. for x in zip(*d))) for k, d in sorted(sums.items()))   # + 0.: no negative zero
-    return tuple(checked_edit(e, str(e)) for e in total if any(e.displacement))
+    return tuple(checked_edit(e, str(e), shape) for e in total if any(e.displacement))
 
 def canonical(
     text: str,     # as typed
+    shape: Shape = PENTACHORON,   # whose vertices are moved
 ) -> str | None:   # the same edits in their one form; None: nothing moves
     "The text under which equal edits are equal."
-    return ";".join(map(str, compose(read_edits(text)))) or None
+    return ";".join(map(str, compose(read_edits(text, shape), shape))) or None
 
 # %% ../../nbs/api/pentachora/15_edits.ipynb #82d6f0f1
 def check_pairs(
@@ -92,16 +98,18 @@ def check_pairs(
         if e.pair >= pairs: raise UsageError(f"vertex_edit={shown(str(e))} is not allowed: the model has {pairs} pairs, 0 to {pairs - 1}")
 
 def apply_edits(
-    place,    # a constellation, whose weights are moved; or {stack: [P, 5, D]}, which stays as it is
+    place,    # a constellation, whose weights are moved; or {stack: [P, V, D]}, which stays as it is
     edits,    # `VertexEdit`s
-) -> dict:    # {stack: [P, 5, D]} after the edits
+    shape: Shape = PENTACHORON,   # of a mapping's stacks; a constellation knows its own
+) -> dict:    # {stack: [P, V, D]} after the edits
     "Move vertices."
     import torch
-    from geonb.geometry.frames import simplex_frame
+    from geonb.geometry.families import family
+    shape = family((shape if isinstance(place, Mapping) else place.family).name)
     before = {k: (place[k] if isinstance(place, Mapping) else getattr(place, k)).detach() for k in EDITED}; after = {k: x.clone() for k, x in before.items()}
-    edits = compose(edits); check_pairs(edits, len(before[EDITED[0]]))
+    edits = compose(edits, shape); check_pairs(edits, len(before[EDITED[0]]))
     for e in edits:
-        x = before[e.stack][e.pair]; basis = simplex_frame(x)[1]
+        x = before[e.stack][e.pair]; basis = shape.frame(x)[1]
         after[e.stack][e.pair, e.vertex] = (x[e.vertex].double() + torch.tensor(e.displacement, dtype=torch.float64, device=x.device) @ basis).to(x.dtype)
     if not isinstance(place, Mapping):
         with torch.no_grad():

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS_WEIGHTS', 'full_precision', 'directions', 'averaged', 'cross_entropy', 'owned_vertices', 'stacks',
            'similarities', 'infonce', 'dual_infonce', 'rose_score', 'rose_vertices', 'rose_target', 'label_free_rose',
-           'rose_weights', 'rose_weighted_infonce', 'geometry_loss', 'repair_geometry', 'RoseDiagnosticHead',
-           'probe_mse', 'route_loss', 'term_weights']
+           'rose_weights', 'rose_weighted_infonce', 'family_of', 'geometry_loss', 'repair_geometry',
+           'RoseDiagnosticHead', 'probe_mse', 'route_loss', 'term_weights']
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #96fd3d65
 import functools
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .constellation import vertex_rose
-from ..geometry.simplex import amgm_gap, edge_variation, jitter_degenerate
+from ..geometry.families import family
+from ..geometry.simplex import jitter_degenerate
 from ..core.schedule import ramp
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #cbf4721c
@@ -215,25 +216,30 @@ def rose_weighted_infonce(
     return averaged(emphasis * nce, weight, reduction)
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #cccc34ab
+def family_of(
+    constellation,  # anything with stacks of shapes; a `family` says which they are
+):                  # `GeometryFamily`
+    "The family of a constellation's shapes; simplices where it does not say."
+    return getattr(constellation, "family", None) or family(f"simplex:{constellation.dispatchers.shape[-2] - 1}")
+
 @full_precision
 def geometry_loss(
-    constellation,               # read: dispatchers, specialists [P, V, D], lambda_sep
+    constellation,               # read: dispatchers, specialists [P, V, D], lambda_sep, family
     lambda_sep: float = None,    # weight of the separation; the constellation's by default
     margin: float = .5,          # m0: centres of a pair closer than this are pushed apart
     radius: float = 1.,          # r0
     slack: float = .25,          # free play around r0
-    weights: tuple = (.5, .5, .1),  # of cm, edge and radius
-) -> tuple:                      # (scalar, {"cm", "edge", "sep", "rad"} unweighted scalars)
-    "What keeps the simplices regular, apart and of about unit radius."
+    weights: tuple = (.5, .5, .1),  # of cm (leak and stress), edge and radius
+) -> tuple:                      # (scalar, {"cm", "edge", "sep", "rad"; of other families than simplices "leak" and "stress" too} unweighted scalars)
+    "What keeps the shapes regular, apart and of about unit radius."
     pair = torch.stack([constellation.dispatchers, constellation.specialists]).double()   # [2, P, V, D]
     centre = pair.mean(-2)
     spoke = (pair - centre[..., None, :]).norm(dim=-1)
-    parts = {"cm": amgm_gap(pair).mean(),
-             "edge": edge_variation(pair).mean(),
+    parts = {**{k: v.mean() for k, v in family_of(constellation).shape_terms(pair).items()},
              "sep": (margin - (centre[0] - centre[1]).norm(dim=-1)).relu().square().mean(),
              "rad": ((spoke - radius).abs() - slack).relu().square().mean()}
     parts = {k: v.to(torch.promote_types(constellation.dispatchers.dtype, torch.float32)) for k, v in parts.items()}
-    w = dict(zip(("cm", "edge", "rad"), weights), sep=constellation.lambda_sep if lambda_sep is None else lambda_sep)
+    w = dict(zip(("cm", "edge", "rad"), weights), leak=weights[0], stress=weights[0], sep=constellation.lambda_sep if lambda_sep is None else lambda_sep)
     return sum(w[k] * v for k, v in parts.items()), parts
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #b72da52a
@@ -243,9 +249,9 @@ def repair_geometry(
     generator: torch.Generator,  # where the noise comes from
 ) -> int:                        # how many simplices were flat
     "Shake the simplices that the gradient could not bring back from flatness."
-    count = 0
+    count, shape = 0, family_of(constellation)
     for x in (constellation.dispatchers, constellation.specialists):
-        shaken, n = jitter_degenerate(x, generator)
+        shaken, n = jitter_degenerate(x, generator, eigenvalues=None if shape.kind == "simplex" else shape.spectrum(x)[0])
         if n: x.copy_(shaken)
         count += int(n)
     return count

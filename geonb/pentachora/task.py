@@ -21,7 +21,7 @@ from .codes import auto_pairs
 from .config import TrainPentachora
 from .edits import apply_edits, read_edits
 from .losses import cross_entropy, dual_infonce, geometry_loss, probe_mse, repair_geometry, rose_target, rose_weighted_infonce, term_weights
-from .model import Classifier, ModelSpec, build_modules, forward
+from .model import Classifier, ModelSpec, build_modules, equal_size, forward
 from .reweighting import VertexReweighting
 from ..core.schedule import ramp, warmup_cosine
 from .schedule import LR_FLOOR, chosen_lr, ema_decay
@@ -32,9 +32,10 @@ def model_spec(
     images,                    # `Images`: classes, size, normalisation
 ) -> ModelSpec:
     "The model a run will train, with everything resolved."
-    same = {k: getattr(config, k) for k in "dim heads channels encode residual front_end norm geom_scale edge_kernels_all_channels vertex_map lambda_sep".split()}
-    return ModelSpec(kind=config.model, class_names=[str(c) for c in images.class_names], input_ch=images.channels, side=images.size, mean=[float(v) for v in images.mean], std=[float(v) for v in images.std],
+    same = {k: getattr(config, k) for k in "dim heads channels encode residual front_end norm geom_scale edge_kernels_all_channels geometry factored vertex_map lambda_sep".split()}
+    spec = ModelSpec(kind=config.model, class_names=[str(c) for c in images.class_names], input_ch=images.channels, side=images.size, mean=[float(v) for v in images.mean], std=[float(v) for v in images.std],
                      pairs=config.pairs or auto_pairs(images.classes), **same)
+    return equal_size(spec) if config.equal_size else spec
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #51d157ed
 def parameter_groups(
@@ -62,7 +63,7 @@ def begin_from(
 ):
     "Put another run's weights into modules of the same shape, and move its vertices."
     for k, m in modules.items(): m.load_state_dict(start.model.modules[k].state_dict())
-    if edit: apply_edits(modules["constellation"], read_edits(edit))
+    if edit: apply_edits(modules["constellation"], read_edits(edit, modules["constellation"].family))
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #44e62661
 class PentachoraTask(Task):
@@ -80,8 +81,9 @@ class PentachoraTask(Task):
         for m in self.modules.values(): m.to(memory_format=torch.channels_last)
         self._batches(device); self._optimiser()
         self.weights = term_weights(0.0, dual=config.w_dual, rose=config.w_rose, geometry=config.w_geometry, probe=config.w_probe)
-        self.reweighting = VertexReweighting(self.modules["constellation"].vertex_codes.numpy()) if config.reweight and self.shaped else None
+        self.reweighting = VertexReweighting(self.modules["constellation"].vertex_codes.numpy(), self.modules["constellation"].family.n_vertices) if config.reweight and self.shaped else None
         self.repaired, self.path = 0, VertexPath(); self.callbacks = [self.path] if self.shaped else []
+        if self.shaped: self.path.shape = self.modules["constellation"].family   # of which quality is asked
     @property
     def shaped(self): "Whether there is a constellation to look at."; return "constellation" in self.modules
     def state(self): return {"repaired": self.repaired, "reweighting": self.reweighting.state() if self.reweighting else None}
@@ -182,9 +184,8 @@ class VertexPath(Frames):
 @patch
 def arrays(self:VertexPath) -> dict:   # what trajectory.npz holds
     "At most `most` frames as arrays, first and last included."
-    from geonb.geometry.simplex import quality
     f = self.chosen()
     d, s = (torch.stack([x[k] for x in f]) for k in ("dispatchers", "specialists"))
     scalars = {k: np.array([x[k] for x in f], dtype=np.float64) for k in ("gate", "lam", "tau", "accuracy")}
-    return {"epochs": np.array([x["epoch"] for x in f]), "dispatchers": d.numpy(), "specialists": s.numpy(), "quality_dispatchers": quality(d).numpy(), "quality_specialists": quality(s).numpy(),
+    return {"epochs": np.array([x["epoch"] for x in f]), "dispatchers": d.numpy(), "specialists": s.numpy(), "quality_dispatchers": self.shape.quality(d).numpy(), "quality_specialists": self.shape.quality(s).numpy(),
             "centres_dispatchers": d.mean(-2).numpy(), "centres_specialists": s.mean(-2).numpy(), "centre_distance": (d.mean(-2) - s.mean(-2)).norm(dim=-1).numpy(), **scalars}
