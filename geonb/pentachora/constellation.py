@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.seeds import torch_stream
 from ..geometry.families import GeometryFamily, family
 from .codes import auto_pairs, vertex_codes
+from .pretrained import Pretrained
 
 # %% ../../nbs/api/pentachora/03_constellation.ipynb #1148c5fe
 def paired_shapes(
@@ -83,7 +84,7 @@ def entropy(
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0)).sum(-1)
 
 # %% ../../nbs/api/pentachora/03_constellation.ipynb #e2209219
-class BatchedPentachoronConstellation(nn.Module):
+class BatchedPentachoronConstellation(Pretrained, nn.Module):
     "Latents [B, D] to `(logits [B, C], diag)`; all pairs at once."
     def __init__(
         self,

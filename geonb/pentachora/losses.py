@@ -20,6 +20,7 @@ from .constellation import vertex_rose
 from ..geometry.families import family
 from ..geometry.simplex import jitter_degenerate
 from ..core.schedule import ramp
+from .pretrained import Pretrained
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #cbf4721c
 def full_precision(
@@ -257,7 +258,7 @@ def repair_geometry(
     return count
 
 # %% ../../nbs/api/pentachora/10_losses.ipynb #683c62bf
-class RoseDiagnosticHead(nn.Module):
+class RoseDiagnosticHead(Pretrained, nn.Module):
     "Predicts ROSE from a latent: Linear, GELU, LayerNorm, Linear. [B, latent_dim] -> [B, 1]."
     def __init__(
         self,
