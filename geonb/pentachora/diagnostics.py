@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SPANS', 'plain', 'classification_report', 'worst_confusions', 'worst_pairs', 'split_histogram', 'routing_histograms',
-           'confidence_scores', 'rejection_report']
+           'confidence_scores', 'rejection_report', 'calibration_report']
 
 # %% ../../nbs/api/pentachora/13_diagnostics.ipynb #f7084d46
 import math
 
 import numpy as np
 
-from ..stats.calibration import brier, classwise_ece, ece, nll
+from ..stats.calibration import brier, classwise_ece, ece, nll, reliability
 from ..stats.intervals import wilson
 from ..stats.ranking import auc_ovr, aurc, auroc, confusion_matrix, macro_f1, recall_per_class, risk_coverage
+from ..stats.scaling import Calibration, calibration_figures
 
 # %% ../../nbs/api/pentachora/13_diagnostics.ipynb #880ed279
 def plain(
@@ -117,3 +118,13 @@ def rejection_report(
         keep = np.unique(np.ceil(np.linspace(1, len(coverage), min(points, len(coverage)))).astype(int)) - 1
         out[name] = dict(coverage=coverage[keep], risk=risk[keep], aurc=aurc(score, correct), auroc=auroc(score, correct) if 0 < correct.sum() < len(correct) else math.nan)
     return plain(out)
+
+# %% ../../nbs/api/pentachora/13_diagnostics.ipynb #27f7d670
+def calibration_report(
+    logits,        # [N, C]
+    labels,        # [N] int
+    calibration,   # `Calibration`
+) -> dict:         # before, after: accuracy, nll, brier, ece, adaptive_ece, classwise_ece, reliability {edges, count, confidence, accuracy}
+    "How well the probabilities are meant, as the model says them and calibrated."
+    def told(c): p = c.probs(logits); return calibration_figures(p, labels) | dict(reliability=reliability(p.max(1), p.argmax(1) == np.asarray(labels)))
+    return plain(dict(before=told(Calibration()), after=told(calibration)))
