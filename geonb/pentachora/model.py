@@ -24,6 +24,7 @@ from .encoder import PentaFreqEncoderV2, encoder_parameters, grid_size
 from .floors import PlainCNN, equal_parameter_hidden
 from .losses import RoseDiagnosticHead
 from ..geometry.shapes import PENTACHORON, read_shape
+from .pretrained import Pretrained
 from .pyramid import PyramidEncoder, pyramid_convolutions
 
 # %% ../../nbs/api/pentachora/21_model.ipynb #e4c3e697
@@ -116,7 +117,7 @@ def forward(
     return logits, {"z": z, **diag, **more}
 
 # %% ../../nbs/api/pentachora/21_model.ipynb #851f5590
-class Classifier:
+class Classifier(Pretrained):
     "A trained model: `predict`, `predict_proba`, `logits`, `latents`, `diagnose`."
     def __init__(self, spec: ModelSpec, modules: dict, calibration=None):
         self.spec, self.modules, self.calibration = spec, {k: m.eval() for k, m in modules.items()}, calibration or {"method": "identity"}
