@@ -21,6 +21,7 @@ from .checkpoints import checkpoints
 from .chromatic import chromatic
 from .compare import compare_runs
 from .dashboards import dashboards_command
+from .export import export_command
 from .generate import generate_command
 from .operators import operators
 from .publish import publish_command
@@ -50,7 +51,7 @@ runs = typer.Typer(help="The runs on this machine: list, show, compare, verify, 
 data = typer.Typer(help="Image sets: list, download, check, convert, remove.", no_args_is_help=True, rich_markup_mode=None)
 converters = typer.Typer(help="Bring pictures that come in other wrappings into MedMNIST format.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs"); app.add_typer(data, name="data"); data.add_typer(converters, name="convert"); app.add_typer(checkpoints, name="checkpoints"); app.add_typer(ternary, name="ternary"); app.add_typer(operators, name="operators"); app.add_typer(chromatic, name="chromatic")
-app.command("sweep")(sweep_command); app.command("publish")(publish_command); app.command("dashboards")(dashboards_command); operators.command("generate")(generate_command); runs.command("compare")(compare_runs)
+app.command("sweep")(sweep_command); app.command("export")(export_command); app.command("publish")(publish_command); app.command("dashboards")(dashboards_command); operators.command("generate")(generate_command); runs.command("compare")(compare_runs)
 
 def _version(wanted: bool):
     "Print the version and stop."
