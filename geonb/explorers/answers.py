@@ -14,17 +14,19 @@ from fastcore.basics import patch
 from ..chromatic.distances import BASES, METRICS, distance_matrix, pair_terms
 from ..chromatic.embeddings import null_spectra, scree, tsne_view, umap_view
 from ..chromatic.ensembles import mixtures, random_subsets
-from ..chromatic.stability import ellipse, example_bootstrap
+from ..chromatic.stability import ellipse, stacked_coordinates, weighted_distances
 from ..stats.temperature import fit_temperatures, log_softmax, member_logits
 from ..core.assets import example_of
 from ..core.atomic import read_json
 from ..core.bundles import list_runs
 from ..core.errors import GeonbError, UsageError, did_you_mean
+from ..core.seeds import stream
 from .pictures import pool_pictures
 from .shell import sound_run
 from ..geometry.mds import classical_mds, procrustes
 from ..plots.cielab import lab_palette
 from ..stats.calibration import ece
+from ..stats.resampling import stratified_counts
 
 # %% ../../nbs/api/explorers/02_answers.ipynb #5ed95d62
 def checked_answers(
@@ -161,6 +163,13 @@ def waits_for(self:Answers,
 
 # %% ../../nbs/api/explorers/02_answers.ipynb #c8647f4a
 @patch
+def drawn(self:Answers) -> np.ndarray:   # float64 [draws, N]
+    "How often each example is drawn anew: the draws of `example_bootstrap`, the same for every metric."
+    if self.draws < 2: raise UsageError(f"ellipses need 2 draws or more, got {self.draws}")
+    y = np.zeros(self.N, int) if self.labels is None else self.labels; size = 100
+    return np.concatenate([stratified_counts(y, min(size, self.draws - a), stream(0, "example bootstrap", a // size)) for a in range(0, self.draws, size)])
+
+@patch
 def ellipses(self:Answers,
     name: str,   # of `METRICS`
 ) -> tuple:      # (outlines [S, 61, 2] or None, why there are none)
@@ -168,9 +177,8 @@ def ellipses(self:Answers,
     def draw():
         if METRICS[name].base == "one_minus_cka": return None, "CKA is a property of all examples together, so no examples can be drawn anew"
         terms = pair_terms(self.probe, name, self.temperatures()["T"] if name.endswith("_cal") else None)
-        try: b = example_bootstrap(terms, self.labels, ("mean_d2",), self.draws, dims=2)
+        try: turned = procrustes(self.scaling(name)["coords"][:, :2], stacked_coordinates(weighted_distances(terms, self.keep("weights", self.drawn)), 2)).aligned
         except (GeonbError, ValueError) as why: return None, str(why)
-        turned = procrustes(self.scaling(name)["coords"][:, :2], b.aligned).aligned
         return np.stack([ellipse(turned[:, s]) for s in range(self.S)]), ""
     return self.keep(("ellipses", name), draw)
 

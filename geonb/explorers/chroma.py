@@ -130,13 +130,14 @@ def skeleton(self:ChromaExplorer):
 @patch
 def layout(self:ChromaExplorer) -> dict:
     "Where things stand: map and space above, shares, ensemble and confusion below."
-    place = {k: dict(domain=v, anchor=k.replace("xaxis", "y") if k[0] == "x" else k.replace("yaxis", "x"), **GRID) for k, v in PLACES.items()}; solid = dict(showgrid=True, gridcolor="#aab2bf", zeroline=False, showline=True, linecolor=INK, showbackground=False, nticks=5, tickfont=dict(size=10))
+    still = dict(automargin=False, ticklabeloverflow="allow")   # nothing is measured anew when ticks change: that alone took a fifth of a drawing
+    place = {k: dict(domain=v, anchor=k.replace("xaxis", "y") if k[0] == "x" else k.replace("yaxis", "x"), **GRID | still) for k, v in PLACES.items()}; solid = dict(showgrid=True, gridcolor="#aab2bf", zeroline=False, showline=True, linecolor=INK, showbackground=False, nticks=5, tickfont=dict(size=10))
     for i, k in enumerate(FIGURES): place[f"yaxis{3 + i}"] |= dict(range=[-1.8, 1], showgrid=False, showticklabels=False, title=dict(text=k)); place[f"xaxis{3 + i}"] |= dict(nticks=5)
     place["xaxis2"] |= dict(title=dict(text="axis", standoff=2), dtick=max(1, (self.answers.S - 1) // 5)); place["yaxis2"] |= dict(title="share of the axis", rangemode="tozero", tickformat=".2f")
-    place["xaxis6"] |= dict(title=dict(text="answer", standoff=2), type="category", showgrid=False, constrain="domain"); place["yaxis6"] |= dict(title="truth", type="category", autorange="reversed", showgrid=False, scaleanchor="x6", constrain="domain")
+    place["xaxis6"] |= dict(title=dict(text="answer", standoff=2), type="category", showgrid=False, constrain="domain"); place["xaxis6"]["automargin"] = max(map(len, self.answers.classes)) > 3; place["yaxis6"] |= dict(title="truth", type="category", autorange="reversed", showgrid=False, scaleanchor="x6", constrain="domain")
     place["yaxis"] |= dict(scaleanchor="x", constrain="domain"); place["xaxis"] |= dict(constrain="domain")
     return {**SHEET, **place, "title": dict(text=self.title, x=.01, font=dict(size=15)), "width": 960, "height": 860, "margin": dict(l=60, r=20, t=70, b=46), "dragmode": "lasso", "modebar": dict(orientation="v"),
-            "scene": dict(domain=dict(x=[.52, 1], y=[.46, 1]), aspectmode="data", dragmode="orbit", camera=dict(eye=dict(x=1.6, y=1.6, z=.9)), xaxis=solid, yaxis=solid, zaxis=solid)}
+            "scene": dict(domain=dict(x=[.52, 1], y=[.46, 1]), aspectmode="data", dragmode="orbit", camera=dict(eye=dict(x=1.6, y=1.6, z=.9)), **{f"{k}axis": solid | dict(title=dict(text=f"axis {i + 1}")) for i, k in enumerate("xyz")})}
 
 @patch
 def dress(self:ChromaExplorer,
@@ -147,10 +148,9 @@ def dress(self:ChromaExplorer,
     title = lambda x, y, text: dict(x=x, y=y, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False, font=dict(size=13), text=text); escape = lambda t: html.escape(str(t))
     reach = 1.25 * (max(np.nanmax(np.abs(np.concatenate([v[t][k] for t in ("map", "ellipses")])), initial=0) for k in "xy") or 1.); top = max(1, np.abs(v["confusion"]["z"]).max(initial=0))
     full = self.answers.metric_name(s.metric, s.calibrated); flat = [f"axis {i + 1}{share[i]}" for i in (0, 1)] if s.plane == "MDS" else [f"{s.plane}: of no scale", ""]
-    words = [title(0, 1.01, f"{full}: " + ("two axes" if s.plane == "MDS" else f"{s.plane}, a view and no evidence")), title(.54, 1.01, "three axes"), title(0, .345, "shares, and featureless clouds"), title(.34, .345, f"{len(s.selected)} chosen, random ones, members"),
+    words = [title(0, 1.01, f"{full}: " + ("two axes" if s.plane == "MDS" else f"{s.plane}, a view and no evidence")), title(.54, 1.01, f"three axes ({', '.join(f'{100 * p:.0f}' for p in m['share'][:3])} %)"), title(0, .345, "shares, and featureless clouds"), title(.34, .345, f"{len(s.selected)} chosen, random ones, members"),
              title(.72, .345, f"{escape(s.one)} minus {escape(s.other)}" if v["confusion"]["z"].size else "no labels")]
     return {"annotations": words, "xaxis": dict(range=[-reach, reach], title=dict(text=flat[0]), showticklabels=s.plane == "MDS"), "yaxis": dict(range=[-reach, reach], title=dict(text=flat[1]), showticklabels=s.plane == "MDS"),
-            "scene": {f"{k}axis": dict(title=dict(text=f"axis {i + 1}{share[i]}")) for i, k in enumerate("xyz")},
             "coloraxis": dict(cmin=-int(top), cmax=int(top), colorscale="RdBu_r", colorbar=dict(x=1, y=0, yanchor="bottom", len=.34, thickness=10, outlinewidth=0, nticks=5))}
 
 # %% ../../nbs/api/explorers/03_chroma.ipynb #fb490ba5
@@ -243,8 +243,8 @@ def examples(self:ChromaExplorer,
     state: ChromaState,   # what is shown
 ) -> str:                 # HTML
     "The examples on which the two compared members differ."
-    s = self.settled(state); a = self.answers; groups = a.disagreements(*(self.seeds.index(v) for v in (s.one, s.other)), s.calibrated)
-    return cards(groups, (s.one, s.other), a.classes, *a.pictures())
+    s = self.settled(state); a = self.answers; groups = lambda: a.disagreements(*(self.seeds.index(v) for v in (s.one, s.other)), s.calibrated)
+    return a.keep(("cards", s.one, s.other, s.calibrated), lambda: cards(groups(), (s.one, s.other), a.classes, *a.pictures()))
 
 @patch
 def draw(self:ChromaExplorer,
