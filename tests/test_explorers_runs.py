@@ -83,6 +83,7 @@ def test_confusions_are_counted(explorer, shelf):
     for p in (shelf[2], shelf[0]):
         z = np.load(p/"predictions_test.npz")["logits"].argmax(1); share.append(np.array([[((LABELS == i) & (z == j)).sum()/(LABELS == i).sum() for j in range(4)] for i in range(4)]))
     for i in range(2): assert np.allclose(v[f"confusion {i + 1}"]["z"], share[i], atol=1e-7) and v[f"confusion {i + 1}"]["x"] == [f"class {c}" for c in range(4)]
+    said = lambda s: [a["text"] for a in explorer.dress(s)["annotations"]]; assert all("the first two with predictions of 3 ticked" in said(replace(s, panel=p))[0] for p in ("confusion", "difference")) and not any("first two" in t for t in said(replace(s, selected=("eeee", "aaaa"))))
     v = explorer.view(replace(s, panel="difference")); assert np.allclose(v["difference"]["z"], share[0] - share[1], atol=1e-7) and not len(v["confusion 1"]["z"]) and not len(v["curve 1"]["x"])
 
 
@@ -190,7 +191,7 @@ def test_a_check_runs_beside_the_page_and_can_be_stopped(explorer, monkeypatch):
         seen.append(words(explorer.verdict.value)); assert explorer.buttons["stop"].layout.display is None
         gate.release(2)
         while len(explorer.checked) < 2: await asyncio.sleep(.01)
-        explorer.buttons["stop"].click(); gate.release(8); await explorer._task; assert 2 <= len(explorer.checked) < 8 and not any(explorer.checked.values()) and explorer.buttons["stop"].layout.display == "none"
+        explorer.buttons["stop"].click(); gate.release(8); await asyncio.wait([explorer._task]); assert 2 <= len(explorer.checked) < 8 and not any(explorer.checked.values()) and explorer.buttons["stop"].layout.display == "none"
         monkeypatch.setattr(room, "verify_run", lambda p: 1/0); explorer.verify(); await explorer._task; assert "ended early (ZeroDivisionError" in explorer.problem.value
     asyncio.run(live()); assert "checking 1 of 8" in seen[0]
 

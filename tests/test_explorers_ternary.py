@@ -76,6 +76,13 @@ def test_places(pair):
     else: assert np.array_equal(explorer.places("disc", "A"), explorer.places("disc", "B")) and explorer.places("disc", "A")[0].tolist() == [0, 0]
 
 
+def test_the_disc_says_whose_places_it_shows(tmp_path):
+    folder = ternary_bundle(tmp_path, "hyperbolic", coverage(4)); manifest = read_json(folder/"manifest.json"); epoch = np.load(folder/"trajectory.npz")["epoch"].tolist()
+    write_json(folder/"manifest.json", manifest | dict(chosen=dict(epoch=epoch[2]))); write_sums(folder); explorer = TernaryExplorer(folder)
+    said = lambda **k: dict(explorer.readout(TernaryState(path="B", **{"layout": "disc"} | k))).get("the disc", "")
+    assert said(epoch=2) == "" and said(epoch=0, layout="tree") == "" and said(epoch=1).startswith(f"shows the places of the kept model, epoch {epoch[2]}:") and said(epoch=1).endswith(f"epoch {epoch[1]}")
+
+
 @pytest.mark.parametrize("index", [0, 15633, 19682, 4711])
 def test_decodes_are_those_of_the_laboratory(pair, index):
     explorer, model = pair; state = TernaryState(operation=str(index), path="B", x=430, y=-777); there = explorer.pushed(state); z = there["latent"]

@@ -250,9 +250,10 @@ def dress(self:RunsView,
     "Titles, and which axes are seen."
     s = self.settled(state); v = self.view(s); word = lambda x, text: dict(x=x, y=1.02, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False, font=dict(size=13), text=html.escape(text))
     ids = [self.shelf.at[k]["run_id"] for k, _ in (self.answers(s) if s.panel != "curves" else [])]; curves, two, one = s.panel == "curves", s.panel == "confusion", s.panel == "difference" and v["difference"]["z"].size > 0
+    beyond = f" (the first two with predictions of {len(s.selected)} ticked)" if len(ids) == 2 < len(s.selected) else ""   # there is room for two
     if curves: words = [word(0, s.column if s.column else "tick runs in the table: their curves are drawn here" if not s.selected else "no curve in the selected runs")]
-    elif two: words = [word(.02 + .54 * i, f"{s.selected.index(k) + 1}: {self.shelf.at[k]['run_id']}") for i, (k, _) in enumerate(self.answers(s))] or [word(0, "tick runs that keep predictions_test.npz")]
-    else: words = [word(.3, f"{ids[0]} minus {ids[1]}")] if one else [word(0, "tick two runs that keep predictions_test.npz on the same samples")]
+    elif two: words = [word(.02 + .54 * i, f"{s.selected.index(k) + 1}: {self.shelf.at[k]['run_id']}" + beyond * (not i)) for i, (k, _) in enumerate(self.answers(s))] or [word(0, "tick runs that keep predictions_test.npz")]
+    else: words = [word(.3, f"{ids[0]} minus {ids[1]}" + beyond)] if one else [word(0, "tick two runs that keep predictions_test.npz on the same samples")]
     seen = {"": curves and bool(s.column), "2": two and len(ids) > 0, "3": two and len(ids) > 1, "4": one}; top = float(np.abs(v["difference"]["z"]).max(initial=0)) or 1.
     scale = dict(cmin=-top, cmax=top, colorscale=DIVERGING) if one else dict(cmin=0, cmax=1, colorscale=SEQUENTIAL)
     size = {n: max(1, len(v[t]["z"])) for n, t in (("2", "confusion 1"), ("3", "confusion 2"), ("4", "difference"))}; span = lambda a, n: dict(range=[-.5, size[n] - .5] if a == "x" else [size[n] - .5, -.5]) if n else {}

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from fastcore.basics import patch
 
+from ..core.atomic import read_json
 from ..core.errors import UsageError
 from .choosing import enclosed, outlines
 from .coverage import COLOURS, CoverageExplorer
@@ -58,6 +59,7 @@ class TernaryExplorer(CoverageExplorer):
             model = load_bundle(self.bundle)
         self.decoder = Decoder(model) if model is not None else None
         if self.decoder and self.decoder.ball and self.bundle is not None: self.plane = {k[3:]: a for k, a in read_arrays(self.bundle/"plane.npz").items() if k.startswith("xy_") and a.shape == (OPERATIONS, 2) and np.isfinite(a).all()}
+        self.kept = (read_json(self.bundle/"manifest.json").get("chosen") or {}).get("epoch") if self.plane else None   # epoch of the model, and of the places in the disc
         self.places, self.look = lru_cache(8)(self._places), lru_cache(16)(self._look)
 
     def __repr__(self): return f"TernaryExplorer({self.title}: {len(self.epochs)} epochs, pathways {', '.join(self.paths)})"
@@ -118,6 +120,7 @@ def readout(self:TernaryExplorer,
     "The numbers of a state."
     s = self.settled(state); rows, i = CoverageExplorer.readout(self, s), int(s.operation); index = listed(s.chosen); wrong = self.arrays["wrong"][s.epoch, self.paths.index(s.path)]
     rows += [("operation", " ".join(filter(None, (f"{i}", NAMES.get(i, ""), f"valuation {valuation(i)}", f"{wrong[i]} of 9 wrong at this epoch"))))]
+    if s.layout == "disc" and s.path in self.plane and self.epochs[s.epoch] != self.kept: rows += [("the disc", f"shows the places of the kept model{'' if self.kept is None else f', epoch {self.kept}'}: of other epochs the run holds no directions; the colours are those of epoch {self.epochs[s.epoch]}")]
     return rows + ([("listed", f"{len(index):,} of {OPERATIONS:,}, {(wrong[index] == 0).sum():,} right")] if len(index) else [])
 
 # %% ../../nbs/api/explorers/12_ternary.ipynb #6c88c8a1
