@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STACKS', 'CURVES', 'NO_WEIGHTS', 'checked_trajectory', 'deformed', 'demonstration', 'checked_heldout', 'Pentachora',
-           'entropy_curve', 'open_pentachora', 'of_bundle']
+           'entropy_curve', 'other_family', 'newest_pentachora', 'refuse_others', 'open_pentachora', 'of_bundle']
 
 # %% ../../nbs/api/explorers/15_trajectory.ipynb #6ca7e9ae
 import math
@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.assets import example_of
 from ..core.atomic import read_json
+from ..core.bundles import find_run, list_runs
 from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
 from ..core.seeds import stream
 from .shell import open_arrays, read_arrays
@@ -111,12 +113,41 @@ def entropy_curve(
     return curve if np.isfinite(curve).any() else None
 
 # %% ../../nbs/api/explorers/15_trajectory.ipynb #c96afd7c
+def other_family(
+    folder: Path,   # of a bundle
+) -> str:           # its name, "cube:3"; "": pentachora, or nothing is said
+    "Which shapes a run has, when they are no pentachora."
+    try: model = read_json(folder/"config.json").get("model")
+    except (GeonbError, OSError, AttributeError): return ""
+    name = model.get("geometry") if isinstance(model, dict) else None
+    return name if isinstance(name, str) and name != "simplex:4" else ""
+
+def newest_pentachora(
+    root=None,     # runs root
+):                 # folder of the newest finished run of pentachora, else of the example; None: neither is there
+    "What is shown when nobody says what."
+    found = [Path(r["path"]) for r in list_runs(root) if (r["status"], r["laboratory"]) == ("finished", "pentachora") and (Path(r["path"])/"trajectory.npz").is_file()]
+    return next((str(p) for p in found[::-1] if not other_family(p)), None) or example_of("pentachora")
+
+def refuse_others(
+    source,        # as for `open_pentachora`
+    root=None,     # runs root
+):
+    "One sentence for a run of another family."
+    if not isinstance(source, (str, Path)) or str(source) == "demonstration" or str(source).endswith(".npz"): return
+    try: name = other_family(folder := find_run(str(source), root))
+    except (GeonbError, OSError, ValueError): return   # said where it is opened
+    if name: raise UsageError(f"{folder.name} is a run of {name}: this explorer draws pentachora, five vertices in four dimensions (geometry=simplex:4); without a run it shows the newest of those")
+
+# %% ../../nbs/api/explorers/15_trajectory.ipynb #523b6457
 def open_pentachora(
     source=None,    # bundle folder or run id; an .npz file; arrays by name; "demonstration"; None: the newest finished run, else the example
     root=None,      # runs root
 ) -> Pentachora:
     "Find, check and load what an explorer shall show."
     if isinstance(source, Pentachora): return source
+    if source is None: source = newest_pentachora(root)
+    refuse_others(source, root)
     if source is None or not (isinstance(source, str) and source == "demonstration"): arrays, title, folder = open_arrays(source, "pentachora", checked_trajectory, root)
     else: arrays = None
     if arrays is None: return Pentachora(demonstration(), "a demonstration, not a run", closed=NO_WEIGHTS)
