@@ -6,6 +6,7 @@
 __all__ = ['model_spec', 'parameter_groups', 'Start', 'begin_from', 'PentachoraTask', 'VertexPath']
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #ab14c523
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,13 @@ from ..data.splits import Resident, effective_batch, stratified_split
 from .codes import auto_pairs
 from .config import TrainPentachora
 from .edits import apply_edits, read_edits
-from .losses import cross_entropy, dual_infonce, geometry_loss, probe_mse, repair_geometry, rose_target, rose_weighted_infonce, term_weights
+from .losses import cross_entropy, dual_infonce, geometry_loss, probe_mse, repair_geometry, rose_target, rose_weighted_infonce, route_loss, term_weights
 from .model import Classifier, ModelSpec, build_modules, equal_size, forward
+from .pseudo_labels import RoseQueue, Teacher, distil_loss, few_label_streams, labelled_part, pseudo_labels, rose_gate
 from .reweighting import VertexReweighting
+from .routing import set_prior, target_loss
 from ..core.schedule import ramp, warmup_cosine
-from .schedule import LR_FLOOR, chosen_lr, ema_decay
+from .schedule import LR_FLOOR, chosen_lr, cosine_tau, ema_decay
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #63601ca6
 def model_spec(
@@ -79,17 +82,24 @@ class PentachoraTask(Task):
         self.modules = build_modules(self.spec, config.seed)
         if start is not None: begin_from(self.modules, start, config.vertex_edit)
         for m in self.modules.values(): m.to(memory_format=torch.channels_last)
-        self._batches(device); self._optimiser()
-        self.weights = term_weights(0.0, dual=config.w_dual, rose=config.w_rose, geometry=config.w_geometry, probe=config.w_probe)
+        self._batches(device); self._routing(); self._optimiser()
+        self.weights = term_weights(0.0, dual=config.w_dual, rose=config.w_rose, geometry=config.w_geometry, probe=config.w_probe, route=config.w_route)
+        self.weights |= {"target": config.w_target, "pseudo": config.w_unlabelled, "distil": config.w_distil}
         self.reweighting = VertexReweighting(self.modules["constellation"].vertex_codes.numpy(), self.modules["constellation"].family.n_vertices) if config.reweight and self.shaped else None
         self.repaired, self.path = 0, VertexPath(); self.callbacks = [self.path] if self.shaped else []
         if self.shaped: self.path.shape = self.modules["constellation"].family   # of which quality is asked
     @property
     def shaped(self): "Whether there is a constellation to look at."; return "constellation" in self.modules
-    def state(self): return {"repaired": self.repaired, "reweighting": self.reweighting.state() if self.reweighting else None}
+    @property
+    def kept(self): "What it remembers beside its modules."; return {k: v for k in ("reweighting", "teacher", "queue") if (v := getattr(self, k)) is not None}
+    def state(self): return {"repaired": self.repaired, "reweighting": None} | {k: v.state() for k, v in self.kept.items()}
     def load_state(self, s):
         self.repaired = s["repaired"]
-        if self.reweighting: self.reweighting.load(s["reweighting"])
+        for k, v in self.kept.items(): v.load(s[k])
+    def to(self, device):
+        "Move the modules, the teacher and its memory."
+        super().to(device)
+        for k in self.kept.keys() - {"reweighting"}: getattr(self, k).to(device)
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #e0ca1c82
 from fastcore.basics import patch
@@ -100,9 +110,26 @@ def _batches(self:PentachoraTask, device):
     c, im = self.config, self.images; train = im.train
     if 0 < c.limit < len(train): train = train[stratified_split(train.labels, c.limit)[1]]
     common = dict(mean=im.mean, std=im.std, device=device)
-    self.batch_size = effective_batch(c.batch, len(train))
-    self.streams["train"] = Resident(train, batch_size=self.batch_size, seed=c.seed, augment=augment_for(im.family, c.augment, im.size, c.erase), **common)
+    self.batch_size, weak, self.labelled = effective_batch(c.batch, len(train)), augment_for(im.family, c.augment, im.size, c.erase), np.arange(len(train))
+    if c.labels_per_class or c.label_share < 1:
+        self.labelled = labelled_part(train.labels, c.labels_per_class, c.label_share, c.seed)
+        self.streams |= few_label_streams(train, self.labelled, self.batch_size, weak, c.seed, c.unlabelled != "none", **common)
+        self.batch_size = sum(s.batch_size for s in self.streams.values())   # pictures with a gradient
+    else: self.streams["train"] = Resident(train, batch_size=self.batch_size, seed=c.seed, augment=weak, **common)
+    self.counts = np.bincount(train.labels[self.labelled], minlength=im.classes)
     self.val, self.test = (Resident(s, batch_size=512, drop_single=False, **common) for s in (im.val, im.test))
+
+# %% ../../nbs/api/pentachora/22_task.ipynb #8e9fa4c9
+@patch
+def _routing(self:PentachoraTask):
+    "What the routing begins with and whether losses reach it; who teaches the pictures without labels."
+    c = self.config; self.teacher = self.queue = None
+    if self.shaped:
+        con = self.modules["constellation"]; con.log_tau_r.requires_grad_(c.tau_schedule == "learned")
+        con.detach_diag = not (c.w_route or c.w_target or c.unlabelled != "none")
+        if c.prior == "classes": set_prior(con, self.counts)
+    if c.unlabelled != "none": self.teacher = Teacher(self.modules, ema_decay(c.epochs*self.streams["train"].steps))
+    if c.unlabelled == "rose": self.queue = RoseQueue(len(self.spec.class_names))
 
 @patch
 def _optimiser(self:PentachoraTask):
@@ -117,10 +144,17 @@ def _optimiser(self:PentachoraTask):
 # %% ../../nbs/api/pentachora/22_task.ipynb #e25987db
 @patch
 def before_step(self:PentachoraTask, t):
-    "Ramp the geometry term; shake simplices that went flat."
+    "Ramp the geometry term; cool the routing if asked; shake simplices that went flat."
     if not self.shaped: return
+    if self.config.tau_schedule == "cosine":
+        with torch.no_grad(): self.modules["constellation"].log_tau_r.fill_(math.log(cosine_tau(t.stage_step, t.stage_steps)))
     self.weights["geometry"] = self.config.w_geometry*ramp(t.stage_step, t.stage_steps)
     self.repaired += repair_geometry(self.modules["constellation"], torch_stream(self.config.seed, "jitter", t.step))
+
+@patch
+def after_step(self:PentachoraTask, t):
+    "The teacher follows."
+    if self.teacher: self.teacher.follow(self.modules)
 
 @patch
 def on_epoch(self:PentachoraTask, t):
@@ -130,18 +164,33 @@ def on_epoch(self:PentachoraTask, t):
 @patch
 def loss(self:PentachoraTask, batches):
     "The named terms of one batch."
-    b, c = batches["train"], self.config
-    logits, d = forward(self.modules, b["x"])
+    b, c, u = batches["train"], self.config, batches.get("unlabelled"); n = len(b["y"])
+    logits, d = forward(self.modules, b["x"] if u is None else torch.cat([b["x"], u["strong"]]))
+    routes = d.get("vertex_probs"); taught = {} if u is None else self.lesson(u, logits[n:], None if routes is None else routes[n:])
+    if u is not None: logits, d = logits[:n], {k: v[:n] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in d.items()}
     w = self.reweighting.sample_weights(b["y"]) if self.reweighting else None
     terms = {"ce": cross_entropy(logits, b["y"], c.label_smoothing, weight=w)}
     self.noted["accuracy"] = (logits.detach().argmax(1) == b["y"]).float().mean()   # of augmented images, while the weights still move
+    terms |= taught
     if not self.shaped: return terms
     con, z, omega = self.modules["constellation"], d["z"], d["pair_weights"].detach()
     if c.w_dual: terms["dual"] = dual_infonce(z, b["y"], con, c.tau_dual, w)
     if c.w_rose: terms["rose"] = rose_weighted_infonce(z, b["y"], con, c.tau_rose, w, omega=omega, pair_reduce=c.rose_reduce, normalise_weights=c.rose_normalise)
     if c.w_geometry: terms["geometry"] = geometry_loss(con)[0]
     if c.w_probe: terms["probe"] = probe_mse(z, rose_target(z, b["y"], con, omega=omega, pair_reduce=c.rose_reduce), self.modules["diagnostic_head"])
+    if c.w_route: terms["route"] = route_loss(routes)   # no label in it: of all pictures
+    if c.w_target: terms["target"] = target_loss(d["vertex_probs"], b["y"], con.vertex_codes, w)
     return terms
+
+# %% ../../nbs/api/pentachora/22_task.ipynb #b421b2bd
+@patch
+def lesson(self:PentachoraTask, u, logits, routes):
+    "The terms of pictures without labels: what the teacher sees in the weak view, the student has to see in the strong one."
+    c = self.config; seen, its = self.teacher(u["x"]); y, sure = pseudo_labels(seen, c.pseudo_threshold)
+    w = sure.float() if self.queue is None else rose_gate(its["rose"], y, sure, self.queue, c.rose_quantile)
+    self.noted["sure"], self.noted["taught"] = sure.float().mean(), (w > 0).float().mean()
+    terms = {"pseudo": cross_entropy(logits, y, weight=w)} if c.w_unlabelled else {}
+    return terms | ({"distil": distil_loss(logits, seen, routes, its.get("vertex_probs"), w)} if c.w_distil else {})
 
 # %% ../../nbs/api/pentachora/22_task.ipynb #79a1c92b
 @patch
