@@ -21,7 +21,7 @@ NUMBERS = [0, 1, -1, 2, 3, 7, 255, 256, 10**6, 2**31, 2**32 - 1, 2**32, 2**63, 2
 NAMED = {"dataset": ["digits", "mnist", "bloodmnist", "Digits", "no/such.npz"], "start": [None, None, "null", "0123456789-r1", "no/such", "a run that is not here"],
          "vertex_edit": [None, "null", "dispatchers:2:4:0.10,-0.05,0,0", "specialists:0:0:1,0,0,nan", "dispatchers:0:9:1,0,0,0", ":::,,,", ";;;", "dispatchers:0:0:" + "9"*400 + ",0,0,0", "dispatchers:٣:0:1,0,0,0"]}
 SAID = {"train_pentachora": [("dataset", "digitz", "did you mean 'digits'"), ("dataset", "bloodmnist", "bloodmnist is not on this machine"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'"), ("size", "XL", "one of 'nano', 'S', 'M', 'L'"), ("resolution", "96", "one of 28, 64, 128"),
-                             ("vertex_edit", "dispatcher:0:0:1,0,0,0", "did you mean 'dispatchers'"), ("vertex_edit", "dispatchers:0:0:1,0,0,0", "pass start too")],
+                             ("ood", "fashionmnits", "did you mean 'fashionmnist'"), ("vertex_edit", "dispatcher:0:0:1,0,0,0", "did you mean 'dispatchers'"), ("vertex_edit", "dispatchers:0:0:1,0,0,0", "pass start too")],
         "train_ternary_v5_5": [("subset", "comutative", "did you mean 'commutative'"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
         "train_ternary_v5_11": [("recipe", "structural", "geonb run train_ternary_v5_5"), ("start", "nothing-r1", "no run or bundle 'nothing-r1'")],
         "generate_operators": [("profile", "fulll", "one of 'ci', 'cpu30', 'mid', 'reduced', 'full'"), ("precision", "fp16", "one of 'fp32', 'bf16'")],

@@ -20,6 +20,7 @@ from ..core.errors import UsageError
 from ..core.run import public_parameters
 from .model import Classifier, ModelSpec, build_modules
 from .sizes import sized
+from .report import calibration_section, ood_section
 from .task import Start, model_spec
 
 # %% ../../nbs/api/pentachora/24_bundle.ipynb #206ef9a2
@@ -67,7 +68,7 @@ def results(
 | accuracy | **{c['accuracy']:.4f}** (Wilson 95 %: {c['accuracy_low']:.4f} to {c['accuracy_high']:.4f}) |
 | macro F1 | {number(c['macro_f1'])} |
 | AUC, one against rest | {number(c['auc'])} |
-| NLL, Brier, ECE (15 bins, uncalibrated) | {c['nll']:.4f}, {c['brier']:.4f}, {c['ece']:.4f} |
+| NLL, Brier, ECE (15 bins), before calibration | {c['nll']:.4f}, {c['brier']:.4f}, {c['ece']:.4f} |
 
 | class | recall | n |
 |---|---|---|
@@ -114,6 +115,12 @@ def card(
 {len(spec.class_names)} classes, {spec.side}×{spec.side}×{spec.input_ch}, {report.diagnostics['parameters']['total']:,} parameters. Seed {config.seed}, one run; epoch {report.chosen['epoch']} of {len(report.history)} chosen on validation ({report.chosen['weights']} weights, {report.chosen['metric']} {report.chosen['value']:.4f}).
 
 {results(report)}
+## How sure, and how strange
+
+{calibration_section(report)}
+
+{ood_section(report)}
+
 {usage_section(spec, images.name)}
 ## Data
 
@@ -150,7 +157,7 @@ def save(
     if run.finished: return run.path
     def write(folder):
         write_weights(folder, task.modules, report.name, run.config_sha256)
-        write_json(folder/"diagnostics.json", report.diagnostics); write_json(folder/"calibration.json", {"schema": 1, "method": "identity", "temperature": 1.0})
+        write_json(folder/"diagnostics.json", report.diagnostics); write_json(folder/"calibration.json", report.calibration.as_json())
         write_npz(folder/"predictions_test.npz", logits=report.logits, labels=report.labels); write_npz(folder/"heldout.npz", **held_out(task))
         if report.trajectory: write_npz(folder/"trajectory.npz", **report.trajectory)
         write_bytes(folder/"README.md", card(report, task.images, task.spec, task.config, task.start).encode())

@@ -53,7 +53,7 @@ class Edited:
 def _asked(self:Edited, stacks):
     "The figures of given stacks."
     logits, d = torch.func.functional_call(self.constellation, stacks, (self.latents,)); x = torch.stack([stacks[k] for k in EDITED]).double()
-    logp = logits.double().log_softmax(-1).numpy(); predicted = logits.argmax(1).numpy(); mean = x.mean(-2)
+    logp = self.model.calibration.log_probs(logits.numpy()); predicted = logp.argmax(1); mean = x.mean(-2)
     return {"volume": dict(zip(EDITED, self.family.volume(x).numpy())), "quality": dict(zip(EDITED, self.family.quality(x).numpy())), "centre_distance": (mean[0] - mean[1]).norm(dim=-1).numpy(),
             "gate": d["gate"].double().mean(0).numpy(), "routing_entropy": float(d["routing_entropy"].double().mean()), "probabilities": np.exp(logp).astype(np.float32), "predicted": predicted,
             "accuracy": float((predicted == self.labels).mean()), "nll": float(-logp[np.arange(len(logp)), self.labels].mean())}

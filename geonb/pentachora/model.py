@@ -23,6 +23,8 @@ from .constellation import BatchedPentachoronConstellation, constellation_parame
 from .encoder import PentaFreqEncoderV2, encoder_parameters, grid_size
 from .floors import PlainCNN, equal_parameter_hidden
 from .losses import RoseDiagnosticHead
+from .ood import ood_scores
+from ..stats.scaling import Calibration, fit_calibration
 from ..geometry.shapes import PENTACHORON, read_shape
 from .pretrained import Pretrained
 from .pyramid import PyramidEncoder, pyramid_convolutions
@@ -120,7 +122,7 @@ def forward(
 class Classifier(Pretrained):
     "A trained model: `predict`, `predict_proba`, `logits`, `latents`, `diagnose`."
     def __init__(self, spec: ModelSpec, modules: dict, calibration=None):
-        self.spec, self.modules, self.calibration = spec, {k: m.eval() for k, m in modules.items()}, calibration or {"method": "identity"}
+        self.spec, self.modules, self.calibration = spec, {k: m.eval() for k, m in modules.items()}, calibration if isinstance(calibration, Calibration) else Calibration.read(calibration or {"method": "identity"}, len(spec.class_names))
     class_names = property(lambda self: self.spec.class_names)
     def __repr__(self): return f"Classifier({self.spec.kind}, {len(self.class_names)} classes, {parameter_counts(self.modules)['total']:,} parameters)"
     @torch.no_grad()
@@ -134,6 +136,11 @@ class Classifier(Pretrained):
         if not parts: return {"logits": np.zeros((0, len(self.class_names)), np.float32)}
         return {k: torch.cat([p[k] for p in parts]).float().numpy() for k in parts[0]}
     def logits(self, images): "[N, C] float32."; return self.diagnose(images)["logits"]
-    def predict_proba(self, images): "[N, C] probabilities."; x = self.logits(images).astype(np.float64); e = np.exp(x - x.max(1, keepdims=True)); return e/e.sum(1, keepdims=True)
-    def predict(self, images): "[N] class indices; `class_names[i]` are their names."; return self.logits(images).argmax(1)
+    def predict_proba(self, images): "[N, C] calibrated probabilities."; return self.calibration.probs(self.logits(images))
+    def predict(self, images): "[N] class indices; `class_names[i]` are their names."; return self.calibration.log_probs(self.logits(images)).argmax(1)
+    def ood(self, images): "Scores for strangeness, {name: [N]}, high for a stranger."; return ood_scores(self.diagnose(images))
+    def calibrate(self, images, labels, method="temperature"):
+        "Fit on pictures that it was not trained on; `predict_proba` follows from now on."
+        self.calibration = fit_calibration(self.logits(images), labels, method)
+        return self.calibration
     def latents(self, images): "[N, D] unit latents."; return self.diagnose(images)["z"]
