@@ -35,6 +35,22 @@ def pytest_xdist_make_scheduler(config, log):
     return type("ByNotebook", (LoadScopeScheduling,), {"_split_scope": lambda self, nodeid: whole(nodeid)})(config, log)
 
 
+SPENT = {}   # file -> seconds of its tests, fixtures included, over all workers
+
+
+def pytest_runtest_logreport(report):
+    file = report.nodeid.partition("::")[0]; SPENT[file] = SPENT.get(file, 0.) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Where the time went, by file: what a budget of minutes is kept with."
+    total = sum(SPENT.values())
+    if total < 60: return
+    terminalreporter.section("seconds by file")
+    for file, s in sorted(SPENT.items(), key=lambda kv: -kv[1])[:20]: terminalreporter.write_line(f"{s:7.0f}  {s/total:4.0%}  {file}")
+    terminalreporter.write_line(f"{total:7.0f}        all {len(SPENT)} files; browser {sum(s for f, s in SPENT.items() if 'test_browser' in f):.0f}")
+
+
 @pytest.fixture(autouse=True)
 def runs_root(tmp_path_factory, monkeypatch):
     "A runs root of this test's own, named by GEONB_RUNS."

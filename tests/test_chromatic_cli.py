@@ -201,6 +201,13 @@ def test_the_whole_report_is_written_on_request(cli, here):
     assert {"reports/REPORT.md", "reports/ensemble.json", "reports/artifact_tests.json", "reports/legacy.json", "summary.json"} <= set(files(here/"made"))
 
 
+def test_the_report_has_the_comparison_with_another_training(cli, here):
+    artifacts(here/"again", synthetic_probes(seed=2)); args = ("chromatic", "analyze", "whole", *QUICK["analyze"].split(), "--against", "again")
+    code, out, err = cli(*args, "--report", "--out", "made"); assert (code, err) == (0, ""), err
+    text = (here/"made"/"reports"/"REPORT.md").read_text(); assert "A6, another training of the same seeds" in text and "| again |" in text and "the same arrangement is not known" not in text
+    code, out, err = cli(*args); assert (code, out) == (2, "") and one_sentence(err) and "--report" in err
+
+
 @pytest.mark.parametrize("out, sentence", [("whole/x", "never written into"), ("whole/artifacts/reports/x", "never written into"), ("sealed/x", "never written into"), ("plain/x", "never written into"), ("nowhere/x", "there is no folder"), ("plain", "exists already"), ("x\0", "null byte"), ("y" * 300, "no folder name")])
 def test_nothing_is_written_into_a_bundle_or_nowhere(cli, here, out, sentence):
     (here/"sealed").mkdir(); (here/"sealed"/"SHA256SUMS").write_text(""); before = everything(here)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['chromatic', 'Dir', 'Metrics', 'Seed', 'Labels', 'Calibrate', 'Mixed', 'Legacy', 'Out', 'Executor', 'Workers',
-           'Scheduler', 'complete_population', 'chosen', 'new_folder', 'opened', 'feasible', 'counted', 'written',
-           'put', 'put_distances', 'head', 'analysis_text', 'analyze_command', 'planted', 'old_figures', 'old_text',
-           'decision_text', 'chosen_nulls', 'test_command', 'ensemble_command', 'embed_command', 'mapped',
+           'Scheduler', 'complete_population', 'chosen', 'new_folder', 'opened', 'trained_again', 'feasible', 'counted',
+           'written', 'put', 'put_distances', 'head', 'analysis_text', 'analyze_command', 'planted', 'old_figures',
+           'old_text', 'decision_text', 'chosen_nulls', 'test_command', 'ensemble_command', 'embed_command', 'mapped',
            'verify_command']
 
 # %% ../../nbs/api/app/10_chromatic.ipynb #306ba8d9
@@ -83,6 +83,14 @@ def opened(
     try: p = read_probes(folder, allow_mixed, labels)
     except OSError as e: raise GeonbError(f"{Path(folder).name} cannot be read ({e.strerror})") from None
     return p.on_probe() if calibrate_on == "probe" else p
+
+def trained_again(
+    against,             # folder, or None
+    calibrate_on: str,   # "calib" or "probe"
+    allow_mixed: bool,
+):                       # {its name: Probes}, or None
+    "Another training of the same seeds, under the name of its folder."
+    return None if against is None else {Path(against).name: opened(against, None, calibrate_on, allow_mixed)}
 
 # %% ../../nbs/api/app/10_chromatic.ipynb #cb4028ff
 def feasible(
@@ -180,18 +188,20 @@ def analyze_command(
     reps: Annotated[int, typer.Option("--reps", metavar="R", help="Permutations of the members for the correlations of axes; with --report also draws of each null.")] = 999,
     power: Annotated[bool, typer.Option("--power", help="Also simulate how many members detect which planted share of the trace, at the dimension observed here (tens of seconds).")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also the tests, the ensembles, and all of it as REPORT.md; needs --out.")] = False,
+    against: Annotated[Optional[str], typer.Option("--against", metavar="DIR", help="With --report: another training of the same seeds, to compare with.", autocompletion=complete_population)] = None,
     executor: Executor = "serial", workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False,
 ):
     "Distances between members: scaling, uncertainty, what the axes go with."
     counted(seed=(seed, 0), bootstraps=(bootstraps, 0), reps=(reps, 1), workers=(workers, 0))
     if report and out is None: raise UsageError("--report writes REPORT.md: name a new folder with --out")
+    if against is not None and not report: raise UsageError("--against is for the tests, which come with --report and --out, or with `geonb chromatic test`")
     from geonb.chromatic.distances import METRICS
-    names = chosen(metrics, METRICS); new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path); where = dict(executor=executor, workers=workers, scheduler=scheduler)
+    names = chosen(metrics, METRICS); new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path); other = trained_again(against, calibrate_on, allow_mixed); where = dict(executor=executor, workers=workers, scheduler=scheduler)
     from geonb.chromatic.analysis import analysis, write_artifacts
     from geonb.chromatic.records import material
     m = material(p); names = feasible(m, names, metrics is not None); told = f"geonb chromatic analyze --seed {seed}"; old = old_figures(p, seed) if legacy else None
     with written(out, told, p) as f:
-        result = write_artifacts(f, m, None, names, reps=reps, bootstraps=bootstraps, seed=seed, producer=None, **where)["analysis"] if report else analysis(m, names, bootstraps, seed, reps, **where)
+        result = write_artifacts(f, m, None, names, reps=reps, bootstraps=bootstraps, seed=seed, against=other, producer=None, **where)["analysis"] if report else analysis(m, names, bootstraps, seed, reps, **where)
         if not report: put_distances(f, m, result["metrics"]); put(f, "reports/analysis.json", result)
         result = result | (planted(m, result, seed) if power else {}) | (dict(legacy=old) if legacy else {})
         if power: put(f, "reports/power.json", dict(schema=1, kind="power", dimension=result["dimension"], replicates=result["power_replicates"], rows=result["power"]))
@@ -267,7 +277,7 @@ def test_command(
 ):
     "Whether the distances could be chance, or an accident of the training; p-values come with R, seed, null mean and sd."
     counted(seed=(seed, 0), reps=(reps, 1), workers=(workers, 0)); kept = chosen_nulls(nulls, against); names = None if metrics is None else chosen(metrics, ())
-    new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path); other = None if against is None else {Path(against).name: opened(against, None, calibrate_on, allow_mixed)}
+    new_folder(out); p = opened(folder, labels, calibrate_on, allow_mixed); out = new_folder(out, p.path); other = trained_again(against, calibrate_on, allow_mixed)
     from geonb.chromatic.analysis import TESTED, artifact_tests
     from geonb.chromatic.records import allowed, material
     m = material(p); usual = feasible(m, names, True) if names is not None else allowed(m, [f"{n[:-4]}_T1" if n.endswith("_cal") and m.temperatures is None else n for n in TESTED])[0]   # without temperatures there is no primary endpoint, and the report says so
