@@ -20,11 +20,12 @@ from urllib.parse import unquote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check import ROOT, copy_tree
+from formulae import with_formulae
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{title} – geonb</title><link rel="stylesheet" href="{up}styles.css"><link rel="icon" href="data:,">
-{math}<style>{pygments}
+<style>{pygments}
 :root {{ --ink: #1f2937; --soft: #475569; --ground: #fff; --inset: #f8fafc; --line: #e2e8f0; --link: #1d4ed8 }}
 @media (prefers-color-scheme: dark) {{ :root {{ --ink: #e2e8f0; --soft: #a9b6c8; --ground: #12161d; --inset: #1b212b; --line: #313a48; --link: #8ab4ff }} main img {{ background: #fff; border-radius: .3rem }} }}
 body {{ display: flex; gap: 2rem; margin: 0 auto; max-width: 80rem; padding: 1rem; font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground) }}
@@ -34,13 +35,11 @@ nav.book a[aria-current] {{ color: var(--ink); font-weight: 600 }} nav.book summ
 nav.turn {{ display: flex; justify-content: space-between; gap: 1rem; margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) }}
 pre {{ overflow-x: auto; background: var(--inset); padding: .6rem .8rem; border-radius: .3rem }} .highlight {{ background: none }} code {{ background: var(--inset) }} blockquote {{ margin-left: 0; padding-left: 1rem; border-left: 3px solid var(--line) }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto }} td, th {{ border: 1px solid var(--line); padding: .2rem .5rem }}
+math {{ font-size: 1.08em }} .formula {{ display: block; margin: 1rem 0; overflow-x: auto; overflow-y: hidden }}
 .anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }}
 @media (max-width: 52rem) {{ body {{ flex-direction: column-reverse }} nav.book {{ flex: none }} }}
 </style></head><body><nav class="book" aria-label="all pages">{nav}</nav><main>{body}{turn}</main></body></html>
 """
-MATH = """<script>MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}}</script>
-<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>
-"""   # the one thing a page takes from elsewhere, and only a page with formulae
 
 
 # --- README
@@ -142,12 +141,13 @@ def turning(book, known, here):
 
 
 def to_html(found, proc, out, book):
-    "Write every page under `out`, links to notebooks turned into links to pages."
+    "Write every page under `out`, links to notebooks turned into links to pages, TeX into MathML; the formulae that could not be read."
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
     made = {p.relative_to(proc).as_posix(): page for p, page, *_ in found}
     known = {p.relative_to(proc).as_posix(): (page, title) for p, page, title, *_ in found}
     light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("default", "github-dark"))
+    unread = []
     for p, page, title, subtitle, nb in found:
         for c in nb.cells:                           # Quarto's fences mean nothing here
             if c.cell_type == "markdown": c.source = re.sub(r'^:{3,}.*$|\{target="_blank"[^}]*\}', "", c.source, flags=re.M)
@@ -166,10 +166,11 @@ def to_html(found, proc, out, book):
             return f'href="{posixpath.relpath(page_of, here or ".")}{"#"+anchor if anchor else ""}"' if page_of else m[0]
         body = re.sub(r'href="([^"]+\.ipynb(?:#[^"]*)?)"', relink, body)
         head = f"<h1>{html.escape(title)}</h1>\n<p><em>{html.escape(subtitle)}</em></p>\n"
+        body, wrong = with_formulae(head+body); unread += [f"{page}: {w}" for w in wrong]
         (out/page).parent.mkdir(parents=True, exist_ok=True)
-        formula = re.search(r"\$[^$\n]+\$|\$\$|\\\\\(", re.sub(r"<pre.*?</pre>|<code.*?</code>", "", body, flags=re.S))
-        (out/page).write_text(PAGE.format(title=html.escape(title), up="../"*page.count("/"), nav=navigation(book, known, page), turn=turning(book, known, page), body=head+body, math=MATH if formula else "",
+        (out/page).write_text(PAGE.format(title=html.escape(title), up="../"*page.count("/"), nav=navigation(book, known, page), turn=turning(book, known, page), body=body,
                                           pygments=light+"\n@media (prefers-color-scheme: dark) {"+dark+"}"), encoding="utf-8")
+    return unread
 
 
 class Links(HTMLParser):
@@ -215,7 +216,7 @@ def build(out, root=ROOT):
             missing = [f"{p.relative_to(tmp)} gave no page" for p in (Path(tmp)/"tree"/"nbs").rglob("*.ipynb") if not (proc/p.relative_to(Path(tmp)/"tree"/"nbs")).exists()]
             book = outline(Path(tmp)/"tree"); placed = leaves(book)
             missing += [f"nbs/{n} stands in no section of _quarto.yml" for p, *_ in found if (n := p.relative_to(proc).as_posix()) not in placed]
-            to_html(found, proc, out, book)
+            missing += to_html(found, proc, out, book)
             from geonb.core.errors import GeonbError
             from geonb.explorers.pages import publish
             try: publish(out)

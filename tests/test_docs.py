@@ -8,6 +8,7 @@ from pathlib import Path
 
 import check
 import docs
+import formulae
 import pytest
 import yaml
 
@@ -153,3 +154,26 @@ def test_references_lead_both_ways(root):
             for key in re.findall(r"references\.ipynb#(\w+)", prose(p)): cited[key].add(p.relative_to(nbs).as_posix())
     assert len(entries) > 50 and all(cited.values()) and all(set(re.findall(r"\]\((\S+\.ipynb)\)", e)) == cited[k] for k, e in entries.items()), "run nbs/references.ipynb and save it"
     assert all(re.fullmatch(r"\d{4}\.\d{5}|\d{4}\.\d{4}", n) for n in re.findall(r"arxiv\.org/abs/([^)]+)\)", page))
+
+
+@pytest.mark.parametrize("tex, display, holds", [(r"\arg\min_k\lVert x-e_k\rVert^2", True, "<munder><mo lspace=\"0.167em\" rspace=\"0.167em\">arg\u00a0min</mo><mi>k</mi></munder>"), (r"\mathrm{lo}", False, "<mtext>lo</mtext>"),
+    (r"\ln x", False, '<mo lspace="0.167em" rspace="0.167em">ln</mo><mi>x</mi>'), (r"\big\|x\big\|", False, ">‖</mo>"), (r"\mathbf1^\top", False, "<mn>𝟏</mn>"), (r"\tfrac12\pm.5", False, "<mo>±</mo><mn>.5</mn>")])
+def test_formulae_are_what_browsers_draw_themselves(tex, display, holds):
+    made = formulae.formula(tex, display); assert holds in made and made.startswith(f'<math display="{"block" if display else "inline"}">')
+
+
+def test_formulae_are_found_outside_of_code_and_what_is_none_is_said():
+    page, wrong = formulae.with_formulae(r"<p>a $x &lt; y$ b <code>$HOME</code> $$\sum_i x$$</p><pre>$ ls</pre><p>costs \$5</p>"); assert wrong == [] and page.count("<math") == 2 and "<mo>&lt;</mo>" in page and "<code>$HOME</code>" in page and "<pre>$ ls</pre>" in page and "costs $5" in page
+    for text, words in (("<p>costs $5</p>", "opens no formula"), (r"<p>$\nonsense x$</p>", "no browser would draw"), (r"<p>$\frac{1$</p>", "cannot be read")): page, wrong = formulae.with_formulae(text); assert page == text and len(wrong) == 1 and words in wrong[0]
+
+
+def test_every_formula_of_the_notebooks_can_be_drawn(root):
+    import nbformat
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+    found, bad = 0, []
+    for p in sorted((root/"nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in p.parts: continue
+        for c in nbformat.read(p, 4).cells:
+            for text in [c.source] if c.cell_type == "markdown" else ["".join(o["data"]["text/markdown"]) for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]:
+                if "$" in text: page, wrong = formulae.with_formulae(markdown2html_mistune(text)); found += page.count("<math"); bad += [f"{p.name}: {w}" for w in wrong]
+    assert not bad and found > 1000, bad
