@@ -128,6 +128,7 @@ def refusal(
     if broken(error): return DataMissing(f"{what} broke off: {where} does not answer any more; the same command sends or fetches again what is missing")
     return GeonbError(f"{what} failed: {redacted(error)[:160] or type(error).__name__}")
 
+# %% ../../nbs/api/core/14_hub.ipynb #ea69467e
 @contextmanager
 def asking(
     what: str,          # what is asked for, for the message
