@@ -109,8 +109,8 @@ def test_a_medmnist_set_is_looked_for_in_the_size_that_is_wanted(tmp_path, monke
 # ---- from the notebook to the explorer ----
 
 def notebook(cells, root, **given):
-    "The run notebook's cells in a fork; -> the bundle."
-    root.mkdir(exist_ok=True); status, out = cells(row=NAME, root=str(root), given=dict(epochs=1, limit=230) | given); assert status == 0 and "error" not in out, out
+    "The run notebook's cells in a fork, with the size's width; -> the bundle."
+    root.mkdir(exist_ok=True); status, out = cells(row=NAME, root=str(root), given=dict(epochs=1, limit=230, dim=None, channels=None) | given); assert status == 0 and "error" not in out, out
     bundle = Path(out["path"]); assert verify_bundle(bundle) == [] and verify_bundle(bundle.parent/"best") == []
     return bundle
 

@@ -116,7 +116,7 @@ def card(
 ) -> str:      # Markdown
     "The model card: what it is, what was measured, how to use it, what it is not for."
     official = "official files" if images.official else "**not the official files**: do not compare with published results of the original"
-    plain = sized({"size": config.size}); changed = {k: v for k, v in public_parameters(config).items() if v != plain.get(k, type(config).model_fields[k].default)}
+    plain = {**sized({"size": config.size}), "size": "S"}; changed = {k: v for k, v in public_parameters(config).items() if v != plain.get(k, type(config).model_fields[k].default)}
     h, w = images.notes.get("side_in_file", (spec.side,)*2); resized = "" if h == w == spec.side else f" Pictures of {w}×{h} pixels, resized to {spec.side}×{spec.side}."
     moved = f", after vertices had been moved by hand: `{config.vertex_edit}`" if config.vertex_edit else ""
     began = f"Training began with the weights of run `{start.run_id}`{moved}; optimisers, warm-up and the ramp of the geometry term began anew.\n\n" if start else ""
