@@ -1,12 +1,20 @@
 "The chromatic explorer in JupyterLab, in a headless Chromium."
+import base64
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from geonb.core.assets import example
+from geonb.core.atomic import read_json
+from geonb.data.images import load_images
 from geonb.explorers.chroma import ChromaExplorer
 from lab import Lab
 from pages import expect
+from PIL import Image
 from test_explorers_chroma import chromatic_bundle, population
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -41,6 +49,23 @@ def test_chromatic_explorer(root, chromium, tmp_path):
         lab.click(page, "all"); expect(lab, page, explorer, state := replace(state, selected=explorer.seeds), 60); assert not page.locator(".geonb-problem").count()
         page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"); lab.settle(page); page.screenshot(path=shots/"dark.png")
         assert page.locator(".js-plotly-plot").count() == 1 and lab.complaints(page) == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("plane", ["t-SNE", pytest.param("UMAP", marks=pytest.mark.slow)])   # UMAP takes half a minute to import
+def test_views_and_pictures_of_the_example(root, chromium, tmp_path, plane):
+    "Without any run the notebook opens the example: a view from the menu, and the images of the examples that divide two members, pixel by pixel those of the set."
+    shutil.copy(root/"nbs"/"explorers"/"chromatic.ipynb", tmp_path); (tmp_path/"runs").mkdir(); folder = example("chromatic"); explorer = ChromaExplorer(folder); state = explorer.first(); one, other = explorer.seeds[2], explorer.seeds[7]
+    with Lab(tmp_path, chromium, env={"GEONB_RUNS": str(tmp_path/"runs")}, size=(1400, 2400)) as lab:
+        page = lab.open("chromatic.ipynb"); lab.run_all(page); page.wait_for_selector(".js-plotly-plot .gl-container canvas", state="attached", timeout=60_000); expect(lab, page, explorer, state, 60)
+        lab.select(page, "map", plane); expect(lab, page, explorer, state := replace(state, plane=plane), 240); assert f"{plane} is a view" in page.locator(".geonb-readout").inner_text()
+        for menu, seed in (("compare", one), ("with", other)): lab.select(page, menu, str(seed))
+        expect(lab, page, explorer, replace(state, one=one, other=other), 60)
+        page.wait_for_function("words => document.querySelector('.geonb-cards')?.innerText.includes(words)", arg=f"{one} right, {other} wrong", timeout=20_000)
+        shown = page.evaluate("() => [...document.querySelectorAll('.geonb-cards figure')].map(f => [f.innerText, f.querySelector('img').src, f.querySelector('img').naturalWidth])"); assert lab.complaints(page) == []
+    named = read_json(folder/"config.json")["parameters"]; d = load_images(named["dataset"], named.get("size") or None); x, place = (np.concatenate([getattr(s, k) for s in (d.train, d.val)]) for k in ("images", "ids")); x = x[np.argsort(place)]
+    groups = explorer.answers.disagreements(2, 7, state.calibrated); want = [e["id"] for g in groups.values() for e in g["examples"]]; assert [int(re.search(r"no\. (\d+)", words)[1]) for words, _, _ in shown] == want and len(want) > 5
+    for (_, uri, width), i in zip(shown, want): assert width == x.shape[2] and np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))), x[i].squeeze())
 
 
 @pytest.mark.timeout(600)
