@@ -9,21 +9,18 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from geonb.core.artifacts import read_npz
 from geonb.core.assets import EXAMPLES, example
 from geonb.core.atomic import check_sums, read_json, sha256, tree_files, write_json, write_sums
 from geonb.core.bundles import verify_bundle
-from geonb.core.errors import CheckFailed
 from geonb.core.folder_hub import FolderHub, commit_of
-from geonb.core.publishing import hub_card, kept_at, listed, publish
+from geonb.core.publishing import listed, publish
 from geonb.core.run import crown
 
 TOKEN, WRONG = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345", "hf_WrOnGwRoNgWrOnGwRoNg99"
 ANSWER = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, traceback
 asked = [0]
 sys.addaudithook(lambda event, args: asked.__setitem__(0, asked[0] + 1) if event in ("socket.connect", "socket.getaddrinfo") else None)
 from geonb.app.cli import command
@@ -35,6 +32,7 @@ for line in sys.stdin:
         else:
             try: code = 0; exec(job["run"], {})
             except GeonbError as e: code = e.exit_code; print(f"geonb: {e}", file=sys.stderr)
+            except Exception: code = 99; traceback.print_exc()
     print(json.dumps([code, out.getvalue(), err.getvalue(), asked[0] - before]), flush=True)
 """
 
@@ -114,7 +112,7 @@ def test_the_card_is_filled(tmp_path):
 
 # ---- there and back ----
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "chromatic" else n for n in EXAMPLES])   # that one is of 150 files
 def test_every_laboratory_goes_there_and_comes_back(place, repo, name):
     path = example(name); n = len(place.hub.requests); code, text, err = place.client(path, repo, "--json"); r = json.loads(text); assert (code, err) == (0, "") and r["sent"]
     assert [q[1] for q in place.hub.requests[n:] if q[0] == "POST" and "/commit/" in q[1]] == [f"api/models/{repo}/commit/main"], "one commit"
@@ -252,27 +250,39 @@ def test_private_is_private(place, repo):
     finally: stranger.close()
 
 
-def test_nobody_a_stranger_and_a_guest(place, repo, tmp_path):
-    "No login, a token the hub does not know (which it repeats in its refusal), and one that may not write there."
-    nobody, stranger = place.another("nobody"), place.another("unknown", HF_TOKEN=WRONG); guests = FolderHub(tmp_path/"hub", token=TOKEN, owners=["me"]).__enter__(); guest = place.another("guest", url=guests.url, HF_TOKEN=TOKEN)
+def test_nobody_may_begin(place, repo):
+    nobody = place.another("nobody")
+    try: n = len(place.hub.requests); code, _, err = nobody(example("pentachora"), repo); assert code == 1 and one_sentence(err) and "hf auth login" in err and len(place.hub.requests) == n
+    finally: nobody.close()
+
+
+def test_a_token_the_hub_does_not_know_is_not_repeated(place, repo):
+    "The hub of the folder repeats it in its refusal."
+    stranger = place.another("unknown", HF_TOKEN=WRONG)
     try:
-        n = len(place.hub.requests); code, _, err = nobody(example("pentachora"), repo); assert code == 1 and one_sentence(err) and "hf auth login" in err and len(place.hub.requests) == n
         code, text, err = stranger(example("pentachora"), repo, "--json"); assert code == 1 and one_sentence(err) and "401" in err and json.loads(text)["exit_code"] == 1 and not place.repo(repo).exists()
+        assert "wrong" not in stranger.everything().lower() and TOKEN not in place.client.everything()
+    finally: stranger.close()
+
+
+def test_a_guest_writes_only_where_it_may(place, tmp_path):
+    guests = FolderHub(tmp_path/"hub", token=TOKEN, owners=["me"]).__enter__(); guest = place.another("guest", url=guests.url, HF_TOKEN=TOKEN)
+    try:
         code, _, err = guest(example("pentachora"), "you/x"); assert code == 1 and one_sentence(err) and "403" in err and not (tmp_path/"hub"/"you").exists()
         shutil.copytree(example("ternary_v5_5"), tmp_path/"hub"/"you"/"y"); before = files_of(tmp_path/"hub"/"you"/"y"); code, _, err = guest(example("pentachora"), "you/y"); assert code == 1 and one_sentence(err) and "403" in err and files_of(tmp_path/"hub"/"you"/"y") == before
-        assert guest(example("pentachora"), "me/x")[0] == 0
-        assert "wrong" not in stranger.everything().lower() and TOKEN not in guest.everything() + place.client.everything()
-    finally: [c.close() for c in (nobody, stranger, guest)]; guests.__exit__()
+        assert guest(example("pentachora"), "me/x")[0] == 0 and TOKEN not in guest.everything()
+    finally: guest.close(); guests.__exit__()
 
 
 def test_the_hub_is_gone_and_the_copy_is_not(tmp_path):
     hub = FolderHub(tmp_path/"hub", token=TOKEN).__enter__(); c, quiet = Client(hub.url, tmp_path/"home", HF_TOKEN=TOKEN), None
+    fetched = lambda c, name, *more: c.run(f"from geonb.core.publishing import bundle_folder; from geonb.core.atomic import check_sums; assert check_sums(bundle_folder({name!r}, None, *{more!r})) == []")
     try:
-        assert c(example("ternary_v5_5"), "a/b")[0] == 0 and c.run("import geonb; geonb.load('a/b')")[0] == 0; hub.__exit__()
-        assert c.run("import geonb; geonb.load('a/b')")[0] == 0, "what was fetched is here"
-        for code, _, err in (c(example("ternary_v5_5"), "a/b"), c.run("import geonb; geonb.load('a/c')"), c.run("import geonb; geonb.load('a/b', revision='v2')")): assert code == 4 and one_sentence(err)
-        shutil.rmtree(tmp_path/"home"/"assets"); assert c.run("import geonb; geonb.load('a/b')")[0] == 0, "the library's cache is enough"
-        quiet = Client(hub.url, tmp_path/"home", HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1"); assert quiet.run("import geonb; geonb.load('a/b')")[0] == 0 and quiet.connections == 0
+        assert c(example("ternary_v5_5"), "a/b")[0] == 0 and fetched(c, "a/b")[0] == 0; hub.__exit__()
+        assert fetched(c, "a/b")[0] == 0, "what was fetched is here"
+        for code, _, err in (c(example("ternary_v5_5"), "a/b"), fetched(c, "a/c"), fetched(c, "a/b", "v2")): assert code == 4 and one_sentence(err)
+        shutil.rmtree(tmp_path/"home"/"assets"); assert fetched(c, "a/b")[0] == 0, "the library's cache is enough"
+        quiet = Client(hub.url, tmp_path/"home", HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1"); assert fetched(quiet, "a/b")[0] == 0 and quiet.connections == 0
         code, _, err = quiet(example("ternary_v5_5"), "a/b"); assert code == 4 and one_sentence(err) and "OFFLINE" in err and quiet.connections == 0
     finally: [x.close() for x in (c, quiet) if x]
 
