@@ -95,7 +95,7 @@ def test_eight_bits_are_the_linear_layers(digits):
 def both(model, folder, forms=("torch", "onnx"), **kwargs):
     "Export, ask again what was not asked by the check, return the answers."
     x = np.random.default_rng(1).random((3, model.spec.input_ch, model.spec.side, model.spec.side), dtype=np.float32); want = model.diagnose(x)
-    c = model.calibration; want["probabilities"] = (c if isinstance(c, Calibration) else Calibration.read(c)).probs(want["logits"])
+    want["probabilities"] = model.predict_proba(x)
     for form in forms:
         made = room.export_model(model, folder/f"m{room.ENDINGS[form]}", form, **kwargs); got = room.open_export(made["file"])(x)
         for k in got: np.testing.assert_allclose(got[k], want[k], rtol=1e-5, atol=1e-5)
@@ -123,7 +123,9 @@ def test_a_linear_floor(tmp_path): assert list(both(fresh(kind="linear"), tmp_pa
 
 
 VARIANTS = {"colour, DoG, layer norm, 64 pixels, block": dict(input_ch=3, mean=[.4, .5, .6], std=[.2, .3, .25], side=64, front_end="dog", norm="layer", vertex_map="block", pairs=3, heads=5),
-            "shared map, one pair, 32 pixels": dict(side=32, pairs=1, vertex_map="shared", class_names=["a", "b"])}
+            "shared map, one pair, 32 pixels": dict(side=32, pairs=1, vertex_map="shared", class_names=["a", "b"]),
+            "cube that routes by bits": dict(geometry="cube:3", factored=True, vertex_map="gray", dim=16, pairs=2), "cross-polytope, low rank, residual, strided": dict(geometry="cross:3", encode="lowrank", residual=True, front_end="strided", dim=16, pairs=2),
+            "pyramid, 64 pixels": dict(front_end="pyramid", dim=16, pairs=2, side=64, input_ch=3, mean=[.4, .5, .6], std=[.2, .3, .25])}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
