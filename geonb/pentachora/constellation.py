@@ -106,7 +106,7 @@ class BatchedPentachoronConstellation(Pretrained, nn.Module):
     ):
         super().__init__()
         P = auto_pairs(num_classes) if num_pairs == "auto" else num_pairs
-        self.family = family(geometry or f"simplex:{num_vertices - 1}"); self.factored = factored
+        self.family, self.factored = family(geometry or f"simplex:{num_vertices - 1}"), factored
         C, D, V, self.lambda_sep, self.detach_diag = num_classes, dim, self.family.n_vertices, lambda_sep, detach_diag
         if factored and self.family.kind != "cube": raise ValueError(f"factored routing predicts the bits of a cube's vertices; {self.family.name} has none.")
         if min(C, P) < 1: raise ValueError(f"a constellation needs at least 1 class and 1 pair, got {C} and {P}.")
@@ -119,10 +119,9 @@ class BatchedPentachoronConstellation(Pretrained, nn.Module):
         n = C + 2 * P + D
         self.fusion = nn.Sequential(nn.LayerNorm(n), nn.Linear(n, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, C))
         for p in self.fusion[-1].parameters(): nn.init.zeros_(p)
-        codes = torch.from_numpy(vertex_codes(vertex_map, C, P, V, seed))
         self.register_buffer("signs", self.family.canonical().float().sign() if factored else None, persistent=False)   # [V, n]: the side of each vertex along each axis
-        self.register_buffer("vertex_codes", codes)
-        self.register_buffer("vertex_map", codes[0].clone())
+        self.register_buffer("vertex_codes", torch.from_numpy(vertex_codes(vertex_map, C, P, V, seed)))
+        self.register_buffer("vertex_map", self.vertex_codes[0].clone())
         self.register_load_state_dict_post_hook(lambda m, _: m.derive_masks())
         self.derive_masks()
 
