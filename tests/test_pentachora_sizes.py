@@ -129,6 +129,7 @@ WAYS = {"nano": dict(size="nano"), "lowrank": dict(encode="lowrank", residual=Tr
 def test_every_way_runs_verifies_and_comes_back(cells, tmp_path, monkeypatch, given):
     bundle = notebook(cells, tmp_path/"root", **given); p = read_json(bundle/"config.json")["parameters"]; assert p.items() >= given.items() and p.items() >= {k: v for k, v in SIZES[p["size"]].items() if k not in given}.items()
     side = given.get("resolution", 28); model = comes_back(bundle, side, monkeypatch); assert f"8×8 pixels, resized to {side}×{side}" in (bundle/"README.md").read_text()
+    assert ("`size=nano`" in (bundle/"README.md").read_text()) == (p["size"] == "nano")
     assert read_json(bundle/"manifest.json")["parameters"]["total"] == parameter_counts(model.modules)["total"] and (model.spec.kind == "linear" or abs(full_size(model.spec) / parameter_counts(model.modules)["total"] - 1) < .02)
 
 
