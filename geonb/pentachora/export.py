@@ -204,11 +204,11 @@ def about_graph(
     origin: dict,     # run_id, dataset
 ) -> dict:            # JSON-able
     "What an exported file says of itself."
-    from geonb import __version__
+    from importlib.metadata import version
     s = graph.spec
     with torch.no_grad(): shapes = {k: ["batch", *v.shape[1:]] for k, v in graph(graph.pictures(2)).items()}
     images = {"shape": ["batch", s.input_ch, s.side, s.side], "type": "uint8" if graph.as_bytes else "float32", "range": [0, 255] if graph.as_bytes else [0, 1]}
-    return {**origin, "format": form, "int8": int8, "images": images, "outputs": shapes, "class_names": s.class_names, "calibration": graph.calibrated.method, "geonb": __version__, "torch": torch.__version__}
+    return {**origin, "format": form, "int8": int8, "images": images, "outputs": shapes, "class_names": s.class_names, "calibration": graph.calibrated.method, "geonb": version("geonb"), "torch": torch.__version__}
 
 def check_form(form, path, int8):
     "Refuse, before anything is computed, what could not be written."
