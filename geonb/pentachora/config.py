@@ -216,7 +216,7 @@ class JudgeParameters(StartParameters):
     def _sets(cls, value):
         "Equal sets, equal text."
         if readable(value) in ("auto", "none"): return value
-        if not (sets := named_sets(value)) or {"auto", "none"} & {*sets}: raise ValueError(f"ood={shown(value)} is not allowed: auto, none, or names and paths of other data sets joined by semicolons")
+        if not (sets := named_sets(value)) or {"auto", "none"} & {*sets}: raise ValueError("auto, none, or names and paths of other data sets joined by semicolons")
         return ";".join(sets)
 
     def check_strangers(self):
