@@ -87,7 +87,7 @@ LEAVES = dict(leaves(typer.main.get_command(face.app)))
 
 
 def test_the_commands_are_those_of_the_design():
-    assert {" ".join(k) for k in LEAVES} == {"run", "sweep", "export", "runs list", "runs show", "runs compare", "runs verify", "runs rm", "data list", "data get", "data check", "data rm", "data convert cifar10-jpeg", "doctor", "dashboards",
+    assert {" ".join(k) for k in LEAVES} == {"run", "sweep", "export", "publish", "runs list", "runs show", "runs compare", "runs verify", "runs rm", "data list", "data get", "data check", "data rm", "data convert cifar10-jpeg", "doctor", "dashboards",
                                                     "ternary evaluate", "ternary analyze", "ternary benchmark", "ternary compare", *(f"checkpoints {k}" for k in ("list", "info", "download", "upload", "convert", "verify")),
                                                     *(f"operators {k}" for k in ("info", "validate", "extract", "generate")), *(f"chromatic {k}" for k in ("analyze", "test", "ensemble", "embed", "verify"))}
 

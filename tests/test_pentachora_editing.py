@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from geonb.pentachora.editing import EDITED, Edited, VertexEdit, apply_edits, co
 from geonb.pentachora.edits import canonical
 from geonb.pentachora.report import report_of
 from geonb.pentachora.task import PentachoraTask
+from geonb.stats.scaling import Calibration
 
 NAME, EDIT = "train_pentachora", "dispatchers:2:4:0.10,-0.05,0,0"
 QUICK = dict(epochs=1, dim=10, channels=5, limit=230, norm="layer", device="cpu", progress="none")
@@ -149,7 +151,7 @@ def test_asking_changes_nothing(bundle):
 def test_what_an_answer_costs():
     "Printed, not asserted: 512 latents, the model's usual size."
     from geonb.pentachora.constellation import BatchedPentachoronConstellation
-    edited = Edited.__new__(Edited); edited.constellation = BatchedPentachoronConstellation(10, 56).eval(); edited.stacks = {k: getattr(edited.constellation, k).detach().clone() for k in EDITED}
+    edited = Edited.__new__(Edited); edited.constellation = BatchedPentachoronConstellation(10, 56).eval(); edited.family = edited.constellation.family; edited.model = SimpleNamespace(calibration=Calibration()); edited.stacks = {k: getattr(edited.constellation, k).detach().clone() for k in EDITED}
     edited.latents, edited.labels = torch.nn.functional.normalize(torch.randn(512, 56, generator=torch.Generator().manual_seed(0)), dim=-1), np.zeros(512, int); spent = []
     for i in range(25): t = time.process_time(); f = edited.figures([VertexEdit("dispatchers", 2, 4, (.1*i, .2, 0., .1))]); spent.append(1e3*(time.process_time() - t))
     print(f"\n512 latents: median {np.median(spent):.1f} ms, p95 {np.quantile(spent, .95):.1f} ms of processor time")
@@ -201,7 +203,7 @@ def test_data_and_model_are_the_start_s_where_not_given(root, bundle):
     assert TrainPentachora.build(start=bundle.name, pairs=5, dataset="Digits", dim=10, runs_root=str(root)).pairs == 5     # the same thing said otherwise
 
 
-OTHERS = dict(dataset="mnist", resolution=64, model="cnn", size="nano", dim=56, heads=5, channels=12, encode="lowrank", residual=True, front_end="dog", norm="batch", geom_scale=1., edge_kernels_all_channels=False, pairs=6, vertex_map="shared")
+OTHERS = dict(dataset="mnist", geometry="cube:3", factored=True, equal_size=False, resolution=64, model="cnn", size="nano", dim=56, heads=5, channels=12, encode="lowrank", residual=True, front_end="dog", norm="batch", geom_scale=1., edge_kernels_all_channels=False, pairs=6, vertex_map="shared")
 
 @pytest.mark.parametrize("name", FIXED)
 def test_what_contradicts_the_start_is_refused(root, bundle, name):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Share', 'Weight', 'FIXED', 'BROUGHT', 'DataParameters', 'ModelParameters', 'LossParameters', 'RoutingParameters',
-           'unread', 'unrouted', 'start_config', 'contradiction', 'StartParameters', 'named_sets', 'JudgeParameters',
-           'TrainPentachora']
+           'unread', 'unrouted', 'start_config', 'contradiction', 'brought', 'StartParameters', 'named_sets',
+           'JudgeParameters', 'TrainPentachora']
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #917260f4
 from pathlib import Path
@@ -155,6 +155,26 @@ def contradiction(
     return ""
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #fa395ef1
+def brought(
+    given: dict,   # parameters as they were given
+) -> dict:         # and those of the start for what was not
+    "What was not given comes from the start; an edit needs one."
+    (start, root, edit), wrong = (given.get(k) for k in ("start", "runs_root", "vertex_edit")), None
+    if isinstance(edit, str) and edit != "null":
+        try: shape = read_shape(given.get("geometry", PENTACHORON.name))
+        except ValueError: shape = PENTACHORON   # the field says what is wrong with it
+        try: read_edits(edit, shape)
+        except UsageError as e: wrong = e   # unless the start holds another shape
+        if start in (None, "null"): raise wrong or ValueError(f"vertex_edit={shown(edit)} moves vertices of a finished run: pass start too, its run id or folder")
+    if start == "null" or not all(isinstance(v, str) and len(v) <= 1000 for v in (start, root or ".")): return given   # none, or what is wrong is said by the field
+    try: readable(start), readable(root)
+    except ValueError: return given
+    try: was = start_config(start, None if root == "null" else root)["parameters"]
+    except GeonbError as e: raise wrong or e from None
+    its = {k: was[k] for k in BROUGHT if k in was}
+    return its | {k: v for k, v in given.items() if k not in its or not (v is None or v == "null")}
+
+# %% ../../nbs/api/pentachora/20_config.ipynb #e46308e7
 class StartParameters(RoutingParameters):
     "Where training starts from, when not from the seed's own weights."
     start: Annotated[str | None, Field(max_length=1000, description="run id or folder of a finished run whose weights training starts from; it brings data and model")] = None
@@ -164,20 +184,7 @@ class StartParameters(RoutingParameters):
     @classmethod
     def _brought(cls, given):
         "What was not given comes from the start; an edit needs one."
-        (start, root, edit), wrong = (given.get(k) for k in ("start", "runs_root", "vertex_edit")), None
-        if isinstance(edit, str) and edit != "null":
-            try: shape = read_shape(given.get("geometry", PENTACHORON.name))
-            except ValueError: shape = PENTACHORON   # the field says what is wrong with it
-            try: read_edits(edit, shape)
-            except UsageError as e: wrong = e   # unless the start holds another shape
-            if start in (None, "null"): raise wrong or ValueError(f"vertex_edit={shown(edit)} moves vertices of a finished run: pass start too, its run id or folder")
-        if start == "null" or not all(isinstance(v, str) and len(v) <= 1000 for v in (start, root or ".")): return given   # none, or what is wrong is said by the field
-        try: readable(start), readable(root)
-        except ValueError: return given
-        try: was = start_config(start, None if root == "null" else root)["parameters"]
-        except GeonbError as e: raise wrong or e from None
-        brought = {k: was[k] for k in BROUGHT if k in was}
-        return brought | {k: v for k, v in given.items() if k not in brought or not (v is None or v == "null")}
+        return brought(given)
 
     @field_validator("vertex_edit")
     @classmethod
