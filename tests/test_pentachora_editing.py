@@ -38,14 +38,8 @@ from geonb.pentachora.task import PentachoraTask
 from geonb.stats.scaling import Calibration
 
 NAME, EDIT = "train_pentachora", "dispatchers:2:4:0.10,-0.05,0,0"
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = dict(epochs=1, dim=10, channels=5, limit=230, norm="layer", device="cpu", progress="none")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,15 +25,9 @@ from geonb.pentachora.report import report_of
 from geonb.pentachora.task import PentachoraTask
 
 FAMILIES = ["simplex:4", "simplex:2", "cube:3", "cube:4", "cross:5"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = dict(epochs=1, dim=10, channels=5, limit=230, norm="layer", device="cpu", progress="none")
 MOVED = "dispatchers:1:6:0,0.25,0"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
