@@ -68,7 +68,6 @@ def test_views_and_pictures_of_the_example(root, chromium, tmp_path, plane):
     for (_, uri, width), i in zip(shown, want): assert width == x.shape[2] and np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))), x[i].squeeze())
 
 
-@pytest.mark.xfail(reason="known fault: a change made by code in the second in which the figure is displayed is lost on a page with a twelfth of a processor; it came with the cheaper drawing of this explorer, and the figure shows its first state until the next change")
 @pytest.mark.timeout(600)
 def test_a_figure_comes_up_and_listens_where_plotly_loads_slowly(root, chromium, tmp_path):
     "A page with a twelfth of a processor: plotly's module takes longer than the two seconds after which anywidget drops all messages of a module. The figure is complete, what was changed before it stood is in it, and it hears what comes later."

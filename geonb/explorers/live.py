@@ -22,19 +22,28 @@ function plotly(model) {
   return modules.get(version);
 }
 export default () => {
-  let start;
+  let start; const drawn = new Set();
   return {
     initialize({ model }) {
-      let kept = [], begun;
-      for (const name of MESSAGES) model.on("change:" + name, () => { if (kept && model.get(name)) kept.push([name, model.get(name)]); });
+      let kept = [], begun, heard = model.get("_said");
+      for (const name of MESSAGES) model.on("change:" + name, () => { if (!model.get(name)) return; heard++; kept?.push([name, model.get(name)]); });
+      model.on("msg:custom", ({ geonb, said }) => {
+        if (geonb === "said" && said > heard) model.send({ geonb: "state" });
+        if (geonb === "state") { heard = said; kept &&= []; for (const again of drawn) again(); }
+      });
+      model.send({ geonb: "said" });
       start = () => begun ??= plotly(model).then(({ default: make }) => {
         const widget = make(), waiting = kept;
-        widget.initialize({ model }); kept = null;
+        widget.initialize({ model }); kept = null; heard -= waiting.length;
         for (const [name, message] of waiting) { model.set(name, message); model.set(name, null); }
         return widget;
       });
     },
-    async render(view) { return (await start()).render(view); },
+    async render(view) {
+      const widget = await start(), draw = () => widget.render(view), again = () => { done(); view.el.replaceChildren(); done = draw(); };
+      let done = draw(); drawn.add(again);
+      return () => { drawn.delete(again); done(); };
+    },
   };
 };
 """
@@ -47,11 +56,20 @@ def live_kind():   # a class, made when first asked for: plotly takes a second t
     class LiveFigure(go.FigureWidget):
         _esm, _complete = PAGE_SIDE, False
         _plotly, _plotly_version = t.Unicode(str(go.FigureWidget._esm)).tag(sync=True), t.Unicode(plotly.__version__).tag(sync=True)
-        def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); self._complete = True
+        _said = t.Int(0).tag(sync=True)   # number of messages; it travels with the state only
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs); self._complete, self._count = True, 0
+            self.observe(self._one_more, [n for n in self.trait_names() if n.startswith("_py2js_")]); self.on_msg(self._asked)
+        def _one_more(self, change): self._count += bool(change["new"])
+        def _asked(self, _, content, buffers):
+            what = content.get("geonb") if isinstance(content, dict) else None
+            if what == "state": self._as_it_stands(); self.send_state(["_widget_data", "_widget_layout"])
+            if what in ("said", "state"): self.send({"geonb": what, "said": self._count})
+        def _as_it_stands(self): self._trait_values.update(_widget_data=deepcopy(self._data), _widget_layout=deepcopy(self._layout_obj._props), _said=self._count)
         def open(self):
             if self._complete: super().open()
         def get_state(self, key=None, drop_defaults=False):
-            if key is None and self._complete: self._trait_values.update(_widget_data=deepcopy(self._data), _widget_layout=deepcopy(self._layout_obj._props))
+            if key is None and self._complete: self._as_it_stands()
             return super().get_state(key, drop_defaults)
     return LiveFigure
 
