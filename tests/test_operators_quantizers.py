@@ -12,12 +12,7 @@ from geonb.core.seeds import torch_stream
 from geonb.operators.codebooks import nearest
 from geonb.operators.quantizers import KINDS, make_quantizer
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw(seed, *shape): return torch.randn(*shape, generator=torch_stream(seed, "test"))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import conformance as suite
 import warm
@@ -20,12 +19,7 @@ from geonb.data.images import load_images
 from geonb.pentachora.config import TrainPentachora
 from geonb.pentachora.task import PentachoraTask
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(images, **given):
