@@ -68,6 +68,7 @@ def test_views_and_pictures_of_the_example(root, chromium, tmp_path, plane):
     for (_, uri, width), i in zip(shown, want): assert width == x.shape[2] and np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))), x[i].squeeze())
 
 
+@pytest.mark.slow   # its twin is test_browser_live.py, where messages are lost on purpose
 @pytest.mark.timeout(600)
 def test_a_figure_comes_up_and_listens_where_plotly_loads_slowly(root, chromium, tmp_path):
     "A page with a twelfth of a processor: plotly's module takes longer than the two seconds after which anywidget drops all messages of a module. The figure is complete, what was changed before it stood is in it, and it hears what comes later."
