@@ -85,7 +85,7 @@ def notebook(cells, root, **given):
 
 
 def snippets_run(bundle, monkeypatch):
-    monkeypatch.chdir(bundle); exec(suite.snippets(Path("README.md").read_text()), {}); assert verify_bundle(bundle) == []
+    monkeypatch.chdir(bundle); text = suite.snippets(Path("README.md").read_text()); assert '.from_pretrained(".")' in text; exec(text, {}); assert verify_bundle(bundle) == []
 
 
 @pytest.mark.parametrize("given", SWITCHES.values(), ids=SWITCHES)

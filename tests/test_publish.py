@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from geonb.chromatic import bundle as chromatic
 from geonb.core.assets import EXAMPLES, example
 from geonb.core.atomic import check_sums, read_json, sha256, tree_files, write_json, write_sums
 from geonb.core.bundles import verify_bundle
 from geonb.core.folder_hub import FolderHub, commit_of
-from geonb.core.publishing import listed, publish
+from geonb.core.publishing import hub_card, listed, publish
 from geonb.core.run import crown
+from geonb.operators import generation_bundle, tokenizer_bundle
+from geonb.pentachora.bundle import usage_section
+from geonb.pentachora.model import ModelSpec
+from geonb.ternary import bundle as ternary
 
 TOKEN, WRONG = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345", "hf_WrOnGwRoNgWrOnGwRoNg99"
 ANSWER = """
@@ -107,7 +112,17 @@ def test_the_card_is_filled(tmp_path):
     (result,) = head["model-index"][0]["results"]; measured = {x["type"]: x["value"] for x in result["metrics"]}
     assert abs(measured["accuracy"] - m["test"]["accuracy"]) < 1e-6 and abs(measured["f1"] - m["test"]["macro_f1"]) < 1e-6 and abs(measured["roc_auc"] - m["test"]["auc"]) < 1e-6
     assert 'geonb.load("someone/digits")' in card and '(".")' not in card and "licence: CC BY 4.0" in card and m["run_id"] in card
-    for name in EXAMPLES: r = publish(example(name), "a/b", dry_run=True); assert 'geonb.load("a/b")' in r["card"] and "In this folder" not in r["card"] and yaml.safe_load(r["card"].split("---\n")[1])["library_name"] == "geonb", name
+    for name in EXAMPLES: r = publish(example(name), "a/b", dry_run=True); assert 'geonb.load("a/b")' in r["card"] and "In this folder" not in r["card"] and {"library_name": "geonb", "license": "apache-2.0"}.items() <= yaml.safe_load(r["card"].split("---\n")[1]).items(), name   # cards of older runs, too, say a licence
+    for front in (chromatic.FRONT, generation_bundle.FRONT, tokenizer_bundle.FRONT, ternary.FRONT): assert yaml.safe_load(front.split("---\n")[1])["license"] == head["license"], front
+
+
+@pytest.mark.parametrize("spec, classes", [({}, ["PentaFreqEncoderV2", "BatchedPentachoronConstellation", "RoseDiagnosticHead"]), (dict(front_end="pyramid"), ["PyramidEncoder", "BatchedPentachoronConstellation", "RoseDiagnosticHead"]), (dict(kind="linear"), ["PentaFreqEncoderV2"]), (dict(kind="cnn"), ["PlainCNN"])])
+def test_the_card_says_how_to_take_a_part_here_and_from_the_hub(spec, classes):
+    "What the folder's card calls `.` is the repository's name there."
+    path = example("pentachora"); spec = ModelSpec.read(read_json(path/"config.json")["model"]).model_copy(update=spec); text = usage_section(spec, "digits")
+    there = hub_card(text, "a/b", read_json(path/"manifest.json"))
+    for c in classes: assert f'= {c}.from_pretrained(".")' in text and f'= {c}.from_pretrained("a/b")' in there
+    assert text.count("from_pretrained") == len(classes) and f"import {', '.join(classes)}\n" in text and '(".")' not in there
 
 
 # ---- there and back ----

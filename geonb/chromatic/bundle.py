@@ -70,7 +70,8 @@ def other_training(
 # %% ../../nbs/api/chromatic/46_bundle.ipynb #73781d11
 FRONT = """---
 library_name: geonb
-tags: [ensembles, function-space, loss-landscape]
+license: apache-2.0
+tags: [geonb, chromatic, ensembles, function-space, loss-landscape]
 ---
 """
 USE = """## Use

@@ -101,8 +101,9 @@ def hub_card(
     best=None,        # content of best/best.json, or None
 ) -> str:
     "The card of a repository that holds this bundle."
-    if not text.startswith("---\n"): text = f"---\nlibrary_name: geonb\ntags: [geonb, {manifest['laboratory']}]\n---\n\n{text}"
-    elif not re.search(r"^library_name:", text, re.M): text = text.replace("---\n", "---\nlibrary_name: geonb\n", 1)
+    if not text.startswith("---\n"): text = f"---\ntags: [geonb, {manifest['laboratory']}]\n---\n\n{text}"
+    for line in ("license: apache-2.0", "library_name: geonb"):   # cards of older runs say less
+        if not re.search(f"^{line.split()[0]}", text.split("---\n")[1], re.M): text = text.replace("---\n", f"---\n{line}\n", 1)
     text = text.replace("In this folder:", "From the hub; every file is compared with its checksum before it is read:")
     for call in ("load", "from_pretrained"): text = text.replace(f'{call}(".")', f'{call}("{repo_id}")')
     made = manifest.get("environment", {}); versions = ", ".join(f"{k} {made[k]}" for k in ("geonb", "torch", "python") if made.get(k))

@@ -21,7 +21,8 @@ from .store import Store
 # %% ../../nbs/api/operators/25_generation_bundle.ipynb #bdcfafad
 FRONT = """---
 library_name: geonb
-tags: [operators, dynamics, features]
+license: apache-2.0
+tags: [geonb, operators, dynamics, features]
 ---
 """
 USE = """## Use

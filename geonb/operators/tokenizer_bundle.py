@@ -147,7 +147,8 @@ def read_model(
 # %% ../../nbs/api/operators/43_tokenizer_bundle.ipynb #f32996a1
 FRONT = """---
 library_name: geonb
-tags: [operators, vector-quantization, tokenizer]
+license: apache-2.0
+tags: [geonb, operators, vector-quantization, tokenizer]
 ---
 """
 USE = """## Use
