@@ -105,3 +105,11 @@ def test_the_spearman_limit_is_scipys_for_any_levels_and_ties(seed):
         tied = np.flatnonzero(level == k)[:rng.integers(0, counts[k] + 1)]
         if len(tied): radius[tied] = radius[tied[0]]; ties.append(len(tied))
     assert spearman_limit(counts, ties) == pytest.approx(spearmanr(level, radius).statistic, abs=1e-12) and goodman_kruskal(level, radius) == -1
+
+
+@pytest.mark.parametrize("name, C", [("simplex:4", 3), ("simplex:4", 10), ("cube:3", 10), ("cross:5", 12)])
+def test_the_default_map_of_a_family_is_that_of_its_constellation(name, C):
+    from geonb.geometry.families import family
+    from geonb.pentachora.constellation import BatchedPentachoronConstellation
+    for seed in (0, 7): assert BatchedPentachoronConstellation(C, 12, geometry=name, seed=seed).vertex_codes.tolist() == family(name).default_map(C, seed=seed).tolist()
+    assert BatchedPentachoronConstellation(C, 12, 3, geometry=name).vertex_codes.tolist() == family(name).default_map(C, 3).tolist()

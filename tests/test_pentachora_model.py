@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from geonb.pentachora.bands import DogPyramid
-from geonb.pentachora.codes import coded_maps, minimum_distance
+from geonb.geometry.codes import coded_maps, minimum_distance
 from geonb.pentachora.constellation import BatchedPentachoronConstellation
 from geonb.pentachora.encoder import NeighbourAttention, PentaFreqEncoderV2, encoder_parameters, grid_size
 

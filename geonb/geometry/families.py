@@ -15,6 +15,7 @@ from torch import Tensor
 
 # %% ../../nbs/api/geometry/10_families.ipynb #40834b64
 from fastcore.basics import patch
+from .codes import auto_pairs, vertex_codes
 from .frames import simplex_frame
 from .shapes import Shape, read_shape
 from .simplex import amgm_gap, centred, edge_variation as simplex_edge_variation, quality as simplex_quality, regular_simplex, simplex_volume
@@ -149,6 +150,18 @@ def shape_terms(self:GeometryFamily,
     if stress is None: stress = self.kind != "simplex"
     terms = {"cm": amgm_gap(x) if self.kind == "simplex" else self.gap(x), "edge": self.edge_variation(x)}
     return terms | ({"leak": self.leakage(x), "stress": self.stress(x)} if stress else {})
+
+# %% ../../nbs/api/geometry/10_families.ipynb #d875cee6
+@patch
+def default_map(self:GeometryFamily,
+    C: int,          # number of classes, >= 1
+    P: int = None,   # number of pairs of shapes, >= 1; half as many as classes, within 5 to 32, by default
+    seed: int = 0,   # of the deals
+):                   # array [P, C] int64: the vertex of every class in every pair
+    "The vertices of C classes where nobody names a map; what a constellation of this family has by default."
+    P = auto_pairs(C) if P is None else P
+    if min(C, P) < 1: raise ValueError(f"a map needs at least 1 class and 1 pair, got {C} and {P}.")
+    return vertex_codes("auto", C, P, self.n_vertices, seed)
 
 # %% ../../nbs/api/geometry/10_families.ipynb #9e964638
 @patch

@@ -13,5 +13,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, dict(
     PentaFreqEncoderV2="encoder", import_encoder="encoder", encoder_parameters="encoder", PyramidEncoder="pyramid",
     BatchedPentachoronConstellation="constellation", constellation_parameters="constellation",
     PlainCNN="floors",
-    load_bundle="bundle", Classifier="model", DogPyramid="bands", grating_response="bands", vertex_codes="codes", coded_maps="codes", auto_pairs="codes",
+    load_bundle="bundle", Classifier="model", DogPyramid="bands", grating_response="bands", **dict.fromkeys(("vertex_codes", "coded_maps", "auto_pairs"), "geonb.geometry.codes"),
     RoseDiagnosticHead="losses", dual_infonce="losses", rose_weighted_infonce="losses", geometry_loss="losses"))

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ..core.bundles import start_bundle
 from ..core.config import RunConfig, injected_names, readable, shown
 from ..core.errors import CheckFailed, DataMissing, GeonbError, UsageError
-from .codes import auto_pairs
+from ..geometry.codes import auto_pairs
 from .edits import canonical, check_pairs, read_edits
 from ..geometry.shapes import PENTACHORON, read_shape
 from .sizes import sized

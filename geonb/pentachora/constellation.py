@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core.seeds import torch_stream
 from ..geometry.families import GeometryFamily, family
-from .codes import auto_pairs, vertex_codes
+from ..geometry.codes import auto_pairs, vertex_codes
 from .pretrained import Pretrained
 
 # %% ../../nbs/api/pentachora/03_constellation.ipynb #1148c5fe

@@ -18,7 +18,7 @@ from ..core.seeds import torch_stream
 from ..core.training import Stage, Task
 from ..data.augment import augment_for
 from ..data.splits import Resident, effective_batch, stratified_split
-from .codes import auto_pairs
+from ..geometry.codes import auto_pairs
 from .config import TrainPentachora
 from .edits import apply_edits, read_edits
 from .losses import cross_entropy, dual_infonce, geometry_loss, probe_mse, repair_geometry, rose_target, rose_weighted_infonce, route_loss, term_weights
