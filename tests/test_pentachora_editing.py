@@ -33,6 +33,7 @@ from geonb.pentachora.bundle import load_bundle, save, started_from
 from geonb.pentachora.config import BROUGHT, FIXED, TrainPentachora
 from geonb.pentachora.editing import EDITED, Edited, VertexEdit, apply_edits, command, compose, read_edits
 from geonb.pentachora.edits import canonical
+from geonb.pentachora.pseudo_labels import labelled_part
 from geonb.pentachora.report import report_of
 from geonb.pentachora.task import PentachoraTask
 from geonb.stats.scaling import Calibration
@@ -203,6 +204,27 @@ OTHERS = dict(dataset="mnist", geometry="cube:3", factored=True, equal_size=Fals
 def test_what_contradicts_the_start_is_refused(root, bundle, name):
     code, said = check(NAME, {"start": bundle.name, "runs_root": str(root), name: OTHERS[name]})
     assert code == 2 and said.startswith(f"{name}=") and f"contradicts start='{bundle.name}'" in said and "leave" in said, said
+
+
+@pytest.fixture(scope="module")
+def few(root, bundle):
+    "A run like `bundle`, told that it kept three labels of each class by seed 5."
+    path = root/"few"/bundle.name; shutil.copytree(bundle, path); altered(path, {"config.json": lambda c: c["parameters"].update(labels_per_class=3, seed=5)}); return path
+
+
+@pytest.mark.parametrize("start, given, words", [
+    ("few", {}, "seed=0 with labels_per_class=3 keeps the labels of other pictures"), ("few", {"seed": 4}, "trained with seed=5: pass seed=5"), ("few", {"seed": 5}, None), ("few", {"seed": 5, "labels_per_class": 4}, None), ("few", {"labels_per_class": 0}, None),
+    ("few", {"seed": 5, "limit": 200}, "limit=200 with labels_per_class=3 keeps"), ("few", {"seed": 5, "labels_per_class": 2}, "labels_per_class=2 cannot start from"), ("few", {"seed": 5, "labels_per_class": 0, "label_share": .5}, "label_share=0.5 cannot start from"),
+    ("bundle", {}, None), ("bundle", {"seed": 3}, None), ("bundle", {"labels_per_class": 3}, "has learnt other labels (labels_per_class=0, label_share=1.0): leave out labels_per_class"), ("bundle", {"label_share": .1}, "label_share=0.1 cannot start from")])
+def test_few_labels_do_not_start_from_weights_that_know_others(root, bundle, few, start, given, words):
+    code, said = check(NAME, {"start": str({"few": few, "bundle": bundle}[start]), "runs_root": str(root)} | given)
+    assert code == (2 if words else 0) and (words or "") in said and "\n" not in said, said
+
+
+def test_the_labels_a_start_may_know_are_among_those_of_the_run(images):
+    "What the sentence rests on: same seed, no more labels, none but its own; another seed, others."
+    y = images.train.labels; own = {n: {*labelled_part(y, n, 1., 5).tolist()} for n in (3, 4)}
+    assert own[3] < own[4] and not {*labelled_part(y, 3, 1., 0).tolist()} <= own[4] and {*labelled_part(y, 0, .1, 5).tolist()} < {*labelled_part(y, 0, .2, 5).tolist()}
 
 
 @pytest.mark.parametrize("given, code, words", [

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Share', 'Weight', 'FIXED', 'BROUGHT', 'DataParameters', 'ModelParameters', 'LossParameters', 'RoutingParameters',
-           'unread', 'unrouted', 'start_config', 'contradiction', 'brought', 'StartParameters', 'named_sets',
-           'JudgeParameters', 'TrainPentachora']
+           'unread', 'unrouted', 'start_config', 'other_labels', 'contradiction', 'brought', 'StartParameters',
+           'named_sets', 'JudgeParameters', 'TrainPentachora']
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #917260f4
 from pathlib import Path
@@ -138,6 +138,20 @@ def start_config(
     return about | {"parameters": sized({k: LossParameters.model_fields[k].default for k in FIXED} | p)}   # a parameter younger than the bundle has its default
 
 # %% ../../nbs/api/pentachora/20_config.ipynb #cc007d2f
+def other_labels(
+    config,      # `StartParameters` with a start
+    was: dict,   # parameters of that start; what is younger than its bundle may be missing
+) -> str:        # one sentence; "": it has seen no others
+    "Why a run with few labels may not begin with these weights."
+    of = lambda p: (p("labels_per_class"), p("label_share")); its = lambda k: was.get(k, type(config).model_fields[k].default); mine = lambda k: getattr(config, k)
+    (n, share), (m, part) = of(mine), of(its); few = f"labels_per_class={n}" if n else f"label_share={share}"
+    if not n and share == 1: return ""
+    if not (0 < m <= n if n else not m and part <= share): return f"{few} cannot start from start={shown(config.start)}, which has learnt other labels (labels_per_class={m}, label_share={part}): leave out {few.split('=')[0]}, or start from another run"
+    for k in ("seed", "limit"):
+        if mine(k) != its(k): return f"{k}={mine(k)} with {few} keeps the labels of other pictures than start={shown(config.start)}, which was trained with {k}={its(k)}: pass {k}={its(k)}, or start from another run"
+    return ""
+
+# %% ../../nbs/api/pentachora/20_config.ipynb #225359d9
 def contradiction(
     config,        # `StartParameters` with a start
     about: dict,   # config.json of that start
@@ -149,6 +163,7 @@ def contradiction(
         mine, its = getattr(config, k), was[k]; same = means.get(k, lambda v: v)
         if k == "pairs": its = same(its)
         if same(mine) != same(its): return f"{k}={shown(mine)} contradicts start={shown(config.start)}, which was trained with {k}={shown(its)}: leave {k} out, or start from another run"
+    if said := other_labels(config, was): return said
     if config.vertex_edit is None: return ""
     if config.model != "constellation": return f"vertex_edit={shown(config.vertex_edit)} would move nothing: start={shown(config.start)} holds a {config.model} model, which has no simplices"
     check_pairs(read_edits(config.vertex_edit, read_shape(config.geometry)), model["pairs"])
