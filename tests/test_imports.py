@@ -8,7 +8,7 @@ import pytest
 
 LABS = {"pentachora", "ternary", "operators", "chromatic"}
 MAY = {
-    "core": set(), "stats": {"core"}, "geometry": set(), "data": {"core"}, "plots": {"core", "geometry", "stats"},
+    "core": set(), "stats": {"core"}, "geometry": {"core"}, "data": {"core"}, "plots": {"core", "geometry", "stats"},
     **{lab: {"core", "stats", "geometry", "data", "plots"} for lab in LABS},
     "explorers": {"core", "stats", "geometry", "data", "plots", *LABS},
     "app": {"core", "stats", "geometry", "data", "plots", *LABS, "explorers"},
