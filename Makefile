@@ -59,7 +59,7 @@ readme: $(READY)
 bench: $(READY)
 	@test -f "nbs/benchmarks/$(LAB).ipynb" || { echo "make bench: LAB='$(LAB)' names no notebook of nbs/benchmarks/; there is: $(or $(basename $(notdir $(wildcard nbs/benchmarks/*.ipynb))),none yet)" >&2; exit 2; }
 	mkdir -p papermill_runs/benchmarks
-	$(BIN)/python -m papermill "nbs/benchmarks/$(LAB).ipynb" "papermill_runs/benchmarks/$(LAB).ipynb" --cwd nbs/benchmarks -p full true $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m papermill "nbs/benchmarks/$(LAB).ipynb" "papermill_runs/benchmarks/$(LAB).ipynb" --cwd nbs/benchmarks -p full true $(ARGS)
 
 assets: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/assets.py $(ARGS)
