@@ -91,6 +91,19 @@ def test_sets_in_process(name, sets, place, capsys):
     assert capsys.readouterr().out == ""
 
 
+TOGETHER = [   # parameters of train_pentachora that are allowed one by one, and what is said of them together
+    (dict(factored=True), "factored=True routes by the bits of a cube's vertices"), (dict(vertex_map="gray"), "vertex_map='gray' walks along the edges of a cube"), (dict(geometry="cross:5", model="cnn"), "model='cnn' has no constellation"),
+    (dict(labels_per_class=5, label_share=.5), "both say how many labels are kept"), (dict(unlabelled="rose"), "needs pictures without labels"), (dict(unlabelled="rose", labels_per_class=3, model="cnn"), "pass unlabelled='msp'"),
+    (dict(unlabelled="msp", labels_per_class=3, rose_quantile=.5), "rose_quantile=0.5 is not read with unlabelled='msp'"), (dict(pseudo_threshold=.5), "pseudo_threshold=0.5 is not read with unlabelled='none'"),
+    (dict(unlabelled="msp", labels_per_class=3, w_unlabelled=0, w_distil=0), "teaches nothing"), (dict(prior="classes", model="cnn"), "prior='classes' is not read with model='cnn'"), (dict(w_route=.1, model="linear"), "w_route=0.1 is not read with model='linear'"),
+    (dict(tau_schedule="cosine", model="cnn"), "tau_schedule='cosine' is not read with model='cnn'"), (dict(geometry="cube:30"), "more than 1,024 vertices"), (dict(geometry="simplex:7", dim=5), "dim=5 is not a multiple of heads=2")]
+
+
+@pytest.mark.parametrize("given,says", TOGETHER, ids=lambda v: "-".join(v) if isinstance(v, dict) else "")
+def test_what_does_not_fit_together_is_refused(given, says):
+    code, sentence = check("train_pentachora", given); sane(code, sentence, (2,)); assert says in sentence
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_field_refuses_what_it_cannot_mean(name, place):
     for field in run_config(name).model_fields:
