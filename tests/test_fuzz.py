@@ -137,7 +137,7 @@ def test_command_lines(name, lines, place):
         assert done.returncode == check(name, given)[0], args
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n == "train_pentachora" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])   # all sentences are asked for in process above; here they go the whole way
 def test_5_through_papermill(name, place, runs_root, tmp_path_factory):
     notebook = ROOT/"nbs"/f"{name}.ipynb"
     if not notebook.is_file(): pytest.skip(f"{name} is not here")
